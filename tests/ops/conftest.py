@@ -1,0 +1,32 @@
+"""Every contract test in this folder runs on every backend that the registry names."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from udp_fast.backends.registry import ORDER, backend
+
+
+@pytest.fixture(params=ORDER)
+def backend_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Pins one backend for the test; skips it, with the reason, where it cannot run."""
+    name: str = request.param
+    if not backend(name).ops:
+        pytest.skip(f"{name}: {backend(name).status()}")
+    monkeypatch.setenv("UDP_FAST_BACKEND", name)
+    return name
+
+
+settings.register_profile(
+    "ops",
+    deadline=None,
+    max_examples=80,
+    # On CI the same examples every time: a red build must mean a changed project.
+    derandomize="CI" in os.environ,
+    # `backend_name` pins the same backend for all examples of a test, as it should.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("ops")

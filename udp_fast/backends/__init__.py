@@ -1,0 +1,1 @@
+"""Backends: one folder each, one file an op. `dispatch` picks one for every call."""

@@ -1,0 +1,144 @@
+"""Which backend takes a call: the first in `registry.ORDER` with no reason against it.
+
+Three variables steer it, read at every call (docs/environment.md):
+UDP_FAST_BACKEND pins one backend, UDP_FAST_STRICT=1 makes falling back to the reference an error,
+UDP_FAST_LOG_DISPATCH=1 logs every choice to the logger ``udp_fast.dispatch``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .registry import ORDER, Backend, backend
+
+logger = logging.getLogger("udp_fast.dispatch")
+
+
+class BackendError(RuntimeError):
+    """No backend, or not the pinned one, can serve a call; the message says why."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One backend's answer to one call: no reasons means it could serve it."""
+
+    backend: str
+    reasons: tuple[str, ...]
+
+
+def _flag(name: str) -> bool:
+    value = os.environ.get(name, "")
+    if value not in ("", "0", "1"):
+        raise ValueError(f"{name}: got {value!r}, expected 0 or 1")
+    return value == "1"
+
+
+def _pinned() -> str | None:
+    name = os.environ.get("UDP_FAST_BACKEND", "")
+    if name in ("", "auto"):
+        return None
+    if name not in ORDER:
+        raise ValueError(
+            f"UDP_FAST_BACKEND: got {name!r}, expected auto or one of {', '.join(ORDER)}"
+        )
+    return name
+
+
+def _reasons(candidate: Backend, op: str, args: tuple[Any, ...]) -> list[str]:
+    if op not in candidate.ops:
+        return [f"the {candidate.name} backend has no {op}"]
+    return candidate.not_supported_reasons(op, args)
+
+
+def candidates(op: str, args: tuple[Any, ...]) -> list[Candidate]:
+    """Every backend's answer to this call, in dispatch order, whatever the environment pins."""
+    return [Candidate(name, tuple(_reasons(backend(name), op, args))) for name in ORDER]
+
+
+def describe(value: Any) -> str:
+    """One argument as it reads in an error message: a tensor by dtype, shape and device."""
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)} on {value.device}"
+    return repr(value)
+
+
+def refusal(op: str, args: tuple[Any, ...], headline: str) -> str:
+    """The text of a `BackendError`: the headline, every candidate with its reasons, the inputs."""
+    lines = [f"{op}: {headline}"]
+    for candidate in candidates(op, args):
+        lines.append(f"  {candidate.backend}: {'; '.join(candidate.reasons) or 'could serve it'}")
+    inputs = ", ".join(describe(a) for a in args if isinstance(a, torch.Tensor))
+    return "\n".join([*lines, f"  tensors: {inputs}"])
+
+
+def select(op: str, args: tuple[Any, ...]) -> Backend:
+    """The backend for this call.
+
+    Raises:
+        BackendError: the pinned backend cannot serve it, or UDP_FAST_STRICT=1 and only the
+            reference can.
+        ValueError: one of the variables holds a value that means nothing.
+    """
+    pinned = _pinned()
+    for name in ORDER if pinned is None else (pinned,):
+        chosen = backend(name)
+        if not _reasons(chosen, op, args):
+            break
+    else:
+        headline = (
+            "no backend can serve this call"
+            if pinned is None
+            else (f"UDP_FAST_BACKEND={pinned} pins a backend that cannot serve this call")
+        )
+        raise BackendError(refusal(op, args, headline))
+    if chosen.name == "reference" and pinned is None and _flag("UDP_FAST_STRICT"):
+        raise BackendError(
+            refusal(op, args, "UDP_FAST_STRICT=1 forbids falling back to the reference")
+        )
+    if _flag("UDP_FAST_LOG_DISPATCH"):
+        _log(op, chosen.name, args)
+    return chosen
+
+
+def _log(op: str, name: str, args: tuple[Any, ...]) -> None:
+    if not logger.hasHandlers():
+        logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)
+    first = next((a for a in args if isinstance(a, torch.Tensor)), None)
+    logger.info("%s -> %s (%s)", op, name, describe(first))
+
+
+class Intercepted(Exception):
+    """Carries a call that was checked and about to be dispatched; see `intercept`."""
+
+    def __init__(self, op: str, args: tuple[Any, ...]) -> None:
+        super().__init__(op)
+        self.op, self.arguments = op, args
+
+
+_intercepting: ContextVar[bool] = ContextVar("udp_fast_intercepting", default=False)
+
+
+@contextmanager
+def intercept() -> Iterator[None]:
+    """Within it `call` raises `Intercepted` instead of running, for `explain`."""
+    token = _intercepting.set(True)
+    try:
+        yield
+    finally:
+        _intercepting.reset(token)
+
+
+def call(op: str, *args: Any) -> Any:
+    """Runs ``op`` on the backend that `select` picks."""
+    if _intercepting.get():
+        raise Intercepted(op, args)
+    return select(op, args).ops[op](*args)

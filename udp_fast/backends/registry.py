@@ -1,0 +1,38 @@
+"""What a backend is, and the list of those that exist, in the order in which they are tried."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+#: Tried in this order; `reference` defines every op and takes every call the others decline.
+ORDER = ("cpu", "reference")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of some or all ops.
+
+    ``ops`` maps an op's name to a function that takes the op's arguments in the order of its
+    torch.library schema. ``not_supported_reasons(op, args)`` answers why this call cannot be served
+    (sentences; an empty list means it can) without touching any data. ``status()`` is one line for
+    `python -m udp_fast.info`: what was found, or why the backend is not usable on this machine.
+    """
+
+    name: str
+    ops: Mapping[str, Callable[..., Any]]
+    not_supported_reasons: Callable[[str, tuple[Any, ...]], list[str]]
+    status: Callable[[], str]
+
+
+@cache
+def backend(name: str) -> Backend:
+    """The backend called ``name``, imported on first use."""
+    if name not in ORDER:
+        raise ValueError(f"backend: got {name!r}, expected one of {', '.join(ORDER)}")
+    found = importlib.import_module(f"udp_fast.backends.{name}").BACKEND
+    assert isinstance(found, Backend)
+    return found

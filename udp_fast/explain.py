@@ -1,0 +1,53 @@
+"""`explain`: which backend would take a call, and why each of the others would not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import ops
+from .backends import dispatch
+
+OPS = ("pgd_step", "pgd_step_", "q_sample", "denoising_loss", "quantize", "image_scale")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The answer to one call; prints as a small table."""
+
+    op: str
+    chosen: str | None
+    candidates: tuple[dispatch.Candidate, ...]
+    error: str | None = None
+
+    def __str__(self) -> str:
+        lines = [f"{self.op} -> {self.chosen or 'no backend'}"]
+        for candidate in self.candidates:
+            mark = "*" if candidate.backend == self.chosen else " "
+            reasons = "; ".join(candidate.reasons) or "can serve this call"
+            lines.append(f" {mark} {candidate.backend:<10} {reasons}")
+        return "\n".join(lines + ([self.error] if self.error else []))
+
+
+def explain(op: str, *inputs: Any, **options: Any) -> Explanation:
+    """Checks a call like ``udp_fast.ops.<op>(*inputs, **options)`` and says who would run it.
+
+    Nothing is computed and no input changes. Print the result.
+
+    Raises:
+        ValueError: no such op; and whatever the op itself raises for bad arguments.
+    """
+    if op not in OPS:
+        raise ValueError(f"explain: op: got {op!r}, expected one of {', '.join(OPS)}")
+    try:
+        with torch.no_grad(), dispatch.intercept():
+            getattr(ops, op)(*inputs, **options)
+    except dispatch.Intercepted as call:
+        name, args = call.op, call.arguments
+    asked = tuple(dispatch.candidates(name, args))
+    try:
+        return Explanation(op, dispatch.select(name, args).name, asked)
+    except dispatch.BackendError as refused:
+        return Explanation(op, None, asked, str(refused).splitlines()[0])

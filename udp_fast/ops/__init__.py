@@ -1,0 +1,28 @@
+"""The ops: one file each, holding the contract (docstring), the schema, the fake and the autograd.
+
+The formulas in code are in `udp_fast.backends.reference`, one file of the same name each.
+"""
+
+from .budget import Budget
+from .denoising_loss import accumulate_timesteps_, denoising_loss
+from .image_scale import image_scale
+from .noise import Stream, image_id, noise_key
+from .pgd_step import FunctionalPGDStep, PGDStep, pgd_step, pgd_step_
+from .q_sample import q_sample
+from .quantize import quantize
+
+__all__ = [
+    "Budget",
+    "FunctionalPGDStep",
+    "PGDStep",
+    "Stream",
+    "accumulate_timesteps_",
+    "denoising_loss",
+    "image_id",
+    "image_scale",
+    "noise_key",
+    "pgd_step",
+    "pgd_step_",
+    "q_sample",
+    "quantize",
+]

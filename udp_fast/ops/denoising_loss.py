@@ -1,0 +1,215 @@
+"""denoising_loss: the weighted squared error of a denoiser and its gradient, in one pass.
+
+    loss_b = w_b * mean over the image of (pred - target)^2
+
+The target is given, or derived where it is used, so that neither noise nor target touches memory:
+
+    epsilon       target = n                 (Ho et al. 2020)
+    v_prediction  target = a_b * n - s_b * x (Salimans & Ho 2022, "Progressive distillation")
+    sample        target = x
+    flow          target = n - x             (Lipman et al. 2023, velocity of a straight path)
+
+with a, s as in `q_sample` and n the noise that `q_sample` drew from the same key. The gradient
+2 * w_b * (pred - target) / numel is written in the same pass, in pred's dtype; autograd's backward
+then has nothing left to compute when the upstream gradient is one. Losses accumulate in float64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends import dispatch
+from . import validation as check
+from .image_scale import image_scale
+from .q_sample import check_noise, coefficients
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
+REDUCTIONS = ("mean", "sum", "none")
+
+torch.library.define(
+    "udp_fast::denoising_loss",
+    "(Tensor pred, Tensor? target, Tensor? x, Tensor? t, Tensor? table, Tensor? noise, Tensor? key,"
+    " Tensor? weight, str prediction_type, bool with_grad, float grad_scale) -> (Tensor, Tensor)",
+)
+
+
+def _denoising_loss(*args: Any) -> tuple[Tensor, Tensor]:
+    check.check_timestep_values("denoising_loss", args[3], args[4])
+    loss, grad = dispatch.call("denoising_loss", *args)
+    return loss, grad
+
+
+torch.library.impl("udp_fast::denoising_loss", "CompositeExplicitAutograd", _denoising_loss)
+
+
+def _fake(pred: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    loss = pred.new_empty((pred.shape[0],), dtype=_loss_dtype(pred))
+    return loss, torch.empty_like(pred) if args[-2] else pred.new_empty((0,))
+
+
+torch.library.register_fake("udp_fast::denoising_loss", _fake)
+
+
+def _loss_dtype(pred: Tensor) -> torch.dtype:
+    return torch.float64 if pred.dtype == torch.float64 else torch.float32
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    _pred, target, x, t, table, noise, _key, _weight, ctx.prediction_type, _, ctx.grad_scale = (
+        inputs
+    )
+    _loss, grad = output
+    ctx.mark_non_differentiable(grad)
+    ctx.save_for_backward(grad, t, table)
+    ctx.dtypes = [None if v is None else v.dtype for v in (target, x, noise)]
+
+
+def _backward(ctx: Any, grad_loss: Tensor, _grad_grad: Tensor | None) -> tuple[Any, ...]:
+    grad, t, table = ctx.saved_tensors
+    # `grad` is dL/dpred of L = grad_scale * sum of the losses, which is what `denoising_loss` asks
+    # backward for; only another use of the per-image losses leaves a factor to apply.
+    factor = grad_loss / ctx.grad_scale if ctx.grad_scale else torch.zeros_like(grad_loss)
+    needs_pred, needs_target, needs_x, _, _, needs_noise = ctx.needs_input_grad[:6]
+    target_dtype, x_dtype, noise_dtype = ctx.dtypes
+    kind = ctx.prediction_type
+
+    def scaled(per_image: Tensor | float, dtype: torch.dtype) -> Tensor:
+        return image_scale(grad, factor * per_image).to(dtype)
+
+    a, s = (1.0, 1.0) if kind != "v_prediction" else coefficients(table, t, "diffusion")
+    dpred = dtarget = dx = dnoise = None
+    if needs_pred:
+        dpred = grad if _all_ones(factor) else scaled(1.0, grad.dtype)
+    if needs_target:
+        dtarget = scaled(-1.0, target_dtype)
+    if needs_x and kind != "epsilon":
+        dx = scaled(-1.0 if kind == "sample" else s, x_dtype)
+    if needs_noise and kind != "sample":
+        dnoise = scaled(-a, noise_dtype)
+    return dpred, dtarget, dx, None, None, dnoise, None, None, None, None, None
+
+
+def _all_ones(factor: Tensor) -> bool:
+    """True when it is known, without waiting for a device, that there is nothing to scale."""
+    return is_eager_cpu(factor) and bool((factor == 1).all())
+
+
+def is_eager_cpu(tensor: Tensor) -> bool:
+    return (
+        type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    )
+
+
+torch.library.register_autograd("udp_fast::denoising_loss", _backward, setup_context=_setup_context)
+
+
+def _check_derived(
+    pred: Tensor,
+    prediction_type: str,
+    x: Tensor | None,
+    t: Tensor | None,
+    alphas_cumprod: Tensor | None,
+    noise: Tensor | None,
+    key: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Checks what a derived target needs and returns (x, t, table), None where it is not used."""
+    op = "denoising_loss"
+    if prediction_type != "sample":
+        check_noise(op, noise, key, pred)
+    elif noise is not None or key is not None:
+        raise ValueError(f"{op}: got noise or key, expected neither for a sample target")
+    if prediction_type == "epsilon":
+        return None, None, None
+    check.check_tensor(op, "x", x, check.FLOATS, like=pred)
+    if prediction_type != "v_prediction":
+        return x, None, None
+    return x, *check.check_timesteps(op, t, alphas_cumprod, "alphas_cumprod", pred)
+
+
+def denoising_loss(
+    pred: Tensor,  # [B, ...]
+    target: Tensor | None = None,  # [B, ...]
+    *,
+    x: Tensor | None = None,  # [B, ...]
+    t: Tensor | None = None,  # [B]
+    alphas_cumprod: Tensor | None = None,  # [T]
+    noise: Tensor | None = None,  # [B, ...]
+    key: Tensor | None = None,  # [B, 3]
+    weight: Tensor | None = None,  # [B]
+    prediction_type: str = "epsilon",
+    reduction: str = "mean",
+) -> Tensor:
+    """The loss, differentiable in pred, target, x and stored noise, each as far as it enters.
+
+    Args:
+        pred: [B, ...] the model's prediction; float32, bfloat16 or float16 (float64: reference).
+        target: same shape: the explicit form, a weighted mean squared error. Otherwise:
+        prediction_type: "epsilon" (default), "v_prediction", "sample" or "flow".
+        key: what `q_sample` was given; or noise: stored noise. Not for "sample".
+        x: the clean image, for all but "epsilon".
+        t, alphas_cumprod: [B] int and [T] float, for "v_prediction" alone.
+        weight: [B] float, w_b; default one.
+        reduction: over the batch: "mean" (default), "sum", "none" ([B]).
+
+    Returns a float32 scalar or [B] (float64 for a float64 pred). The gradient has pred's memory
+    format. NaN in pred makes that image's loss NaN and no other's.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape, device or value.
+        IndexError: a timestep outside the schedule.
+    """
+    op = "denoising_loss"
+    check.check_batched(op, "pred", pred, check.FLOATS)
+    check.check_choice(op, "prediction_type", prediction_type, PREDICTION_TYPES)
+    check.check_choice(op, "reduction", reduction, REDUCTIONS)
+    if weight is not None:
+        check.check_tensor(op, "weight", weight, check.FLOATS, like=pred, shape=(pred.shape[0],))
+        weight = weight.detach().to(torch.float32)
+    table = None
+    if target is None:
+        x, t, table = _check_derived(pred, prediction_type, x, t, alphas_cumprod, noise, key)
+    else:
+        check.check_tensor(op, "target", target, check.FLOATS, like=pred)
+        if any(v is not None for v in (x, t, alphas_cumprod, noise, key)):
+            raise ValueError(
+                f"{op}: got target and one of x, t, alphas_cumprod, noise, key; expected either the"
+                " target or what it derives from"
+            )
+        prediction_type = "epsilon"  # the gradient's rule: no coefficient
+    plain = check.is_plain(pred, target, x, noise)
+    grad_scale = 1.0 / pred.shape[0] if reduction == "mean" and pred.shape[0] else 1.0
+    evaluate = _denoising_loss if plain else torch.ops.udp_fast.denoising_loss
+    with_grad = not plain and torch.is_grad_enabled()
+    loss, _ = evaluate(
+        pred, target, x, t, table, noise, key, weight, prediction_type, with_grad, grad_scale
+    )
+    assert isinstance(loss, Tensor)
+    if reduction == "none":
+        return loss
+    return loss.sum() if reduction == "sum" else loss.mean()
+
+
+def accumulate_timesteps_(
+    sums: Tensor,  # float64 [T, 2] updated in place
+    t: Tensor,  # [B]
+    losses: Tensor,  # [B]
+) -> None:
+    """Adds per-image losses to per-timestep sums: column 0 losses, column 1 how many.
+
+    The sums show where along the schedule a model fails; sums[:, 0] / sums[:, 1] is the mean loss
+    by timestep. Rows are added in the order of the batch, in float64, so the sums are reproducible.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or device.
+        IndexError: a timestep outside the table.
+    """
+    op = "accumulate_timesteps_"
+    check.check_tensor(op, "losses", losses, check.FLOATS)
+    check.check_tensor(op, "sums", sums, (torch.float64,), like=losses, shape=(*sums.shape[:1], 2))
+    check.check_tensor(op, "t", t, (torch.int64,), like=losses)
+    check.check_timestep_values(op, t, sums[:, 0])
+    rows = torch.stack([losses.detach().double(), torch.ones_like(losses, dtype=torch.float64)], 1)
+    sums.index_add_(0, t, rows)

@@ -1,0 +1,59 @@
+"""image_scale: one number per image, y = x * scale_b, as the other ops' backward passes need it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends import dispatch
+from . import validation as check
+
+torch.library.define("udp_fast::image_scale", "(Tensor x, Tensor scale) -> Tensor")
+
+
+def _image_scale(x: Tensor, scale: Tensor) -> Tensor:
+    y = dispatch.call("image_scale", x, scale)
+    assert isinstance(y, Tensor)
+    return y
+
+
+torch.library.impl("udp_fast::image_scale", "CompositeExplicitAutograd", _image_scale)
+
+
+def _fake(x: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+torch.library.register_fake("udp_fast::image_scale", _fake)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    return image_scale(grad, *ctx.saved_tensors), None
+
+
+torch.library.register_autograd("udp_fast::image_scale", _backward, setup_context=_setup_context)
+
+
+def image_scale(
+    x: Tensor,  # [B, ...]
+    scale: Tensor,  # [B]
+) -> Tensor:
+    """x times one number per image, multiplied in float32, in x's dtype and memory format.
+
+    Differentiable in x, not in scale.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or device.
+    """
+    check.check_batched("image_scale", "x", x, check.FLOATS)
+    check.check_tensor("image_scale", "scale", scale, check.FLOATS, like=x, shape=(x.shape[0],))
+    multiply = _image_scale if check.is_plain(x) else torch.ops.udp_fast.image_scale
+    y = multiply(x, scale.detach().to(torch.float32))
+    assert isinstance(y, Tensor)
+    return y

@@ -1,0 +1,158 @@
+"""Checks of the ops' arguments; every message names the argument, what came, what was expected."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .budget import Budget
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def check_tensor(
+    op: str,
+    name: str,
+    value: Any,
+    dtypes: tuple[torch.dtype, ...],
+    *,
+    like: Tensor | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> None:
+    """``value`` is a dense tensor of one of ``dtypes``, with ``shape`` or that of ``like``."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name}: got {type(value).__name__}, expected a tensor")
+    if value.dtype not in dtypes:
+        expected = ", ".join(_name(d) for d in dtypes)
+        raise TypeError(f"{op}: {name}: got dtype {_name(value.dtype)}, expected one of {expected}")
+    if value.layout != torch.strided:
+        raise TypeError(
+            f"{op}: {name}: got layout {value.layout}, expected a dense (strided) tensor"
+        )
+    if shape is None and like is not None:
+        shape = tuple(like.shape)
+    if shape is not None and tuple(value.shape) != shape:
+        raise ValueError(f"{op}: {name}: got shape {list(value.shape)}, expected {list(shape)}")
+    if like is not None and value.device != like.device:
+        raise ValueError(f"{op}: {name}: got a tensor on {value.device}, expected {like.device}")
+
+
+def check_batched(op: str, name: str, value: Any, dtypes: tuple[torch.dtype, ...]) -> None:
+    """``value`` is a tensor [B, ...]: its first dimension counts images."""
+    check_tensor(op, name, value, dtypes)
+    if value.dim() < 1:
+        raise ValueError(f"{op}: {name}: got a 0-dim tensor, expected [B, ...], one row an image")
+
+
+def check_choice(op: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{op}: {name}: got {value!r}, expected one of {', '.join(choices)}")
+
+
+def check_float_dtype(op: str, name: str, value: Any) -> None:
+    if value not in FLOATS:
+        expected = ", ".join(_name(d) for d in FLOATS)
+        raise TypeError(f"{op}: {name}: got {value!r}, expected one of {expected}")
+
+
+def check_range(op: str, name: str, value: Any) -> tuple[float, float]:
+    """A pair (lo, hi) of finite floats with lo < hi."""
+    try:
+        lo, hi = (float(v) for v in value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{op}: {name}: got {value!r}, expected a pair (lo, hi)") from None
+    if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
+        raise ValueError(f"{op}: {name}: got ({lo}, {hi}), expected finite lo < hi")
+    return lo, hi
+
+
+def per_image(op: str, name: str, value: Any, batch: int, device: torch.device) -> Tensor:
+    """A non-negative number per image as a float32 tensor, 0-dim (one for all, on the CPU) or [B].
+
+    A tensor on an accelerator is not read: looking at its values would stall the stream.
+    """
+    if isinstance(value, Budget):
+        value = value.eps
+    if isinstance(value, Tensor):
+        if value.dtype not in FLOATS or tuple(value.shape) not in ((), (batch,)):
+            raise ValueError(
+                f"{op}: {name}: got {_name(value.dtype)}{list(value.shape)}, expected a float"
+                f" tensor of shape [] or [{batch}]"
+            )
+        if value.dim() == 1 and value.device != device:
+            raise ValueError(f"{op}: {name}: got a tensor on {value.device}, expected {device}")
+        value = value.detach().to(torch.float32)
+        assert isinstance(value, Tensor)
+        if value.device.type == "cpu" and not torch.compiler.is_compiling():
+            bad = ~(torch.isfinite(value) & (value >= 0))
+            if bool(bad.any()):
+                first = value[bad].flatten()[0].item()
+                raise ValueError(f"{op}: {name}: got {first}, expected finite values >= 0")
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(
+            f"{op}: {name}: got {type(value).__name__}, expected a number or a tensor of shape []"
+            f" or [{batch}]"
+        )
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{op}: {name}: got {value}, expected a finite number >= 0")
+    return torch.tensor(value, dtype=torch.float32)
+
+
+def check_key(op: str, key: Any, x: Tensor) -> None:
+    """``key`` is what `noise_key` returns for x's images, and the images are within its reach."""
+    check_tensor(op, "key", key, (torch.int64,), like=x, shape=(x.shape[0], 3))
+    if x.shape[0] and x.numel() // x.shape[0] > 2**34:
+        raise ValueError(
+            f"{op}: got images of {x.numel() // x.shape[0]} elements, expected at most 2**34 (the"
+            " noise counter's 2**32 blocks of 4)"
+        )
+
+
+def check_timesteps(
+    op: str, t: Any, table: Any, table_name: str, x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``t`` int64 [B] and the schedule's float table [T], on x's device; the table as float32."""
+    check_tensor(op, "t", t, (torch.int64, torch.int32), like=x, shape=(x.shape[0],))
+    check_tensor(op, table_name, table, FLOATS)
+    if table.dim() != 1 or table.numel() == 0:
+        raise ValueError(f"{op}: {table_name}: got shape {list(table.shape)}, expected [T], T > 0")
+    if table.device != x.device:
+        raise ValueError(f"{op}: {table_name}: got a tensor on {table.device}, expected {x.device}")
+    return t.to(torch.int64), table.detach().to(torch.float32)
+
+
+def check_timestep_values(op: str, t: Tensor | None, table: Tensor | None) -> None:
+    """Every t indexes the table. Only where reading t costs no synchronisation."""
+    if t is None or table is None or t.device.type != "cpu" or t.numel() == 0:
+        return
+    low, high = int(t.min()), int(t.max())
+    if low < 0 or high >= table.numel():
+        raise IndexError(
+            f"{op}: t: got values from {low} to {high}, expected 0 <= t < {table.numel()}, the"
+            " length of the schedule"
+        )
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """True when an op may call its backend directly: eager, ordinary tensors, no autograd wanted.
+
+    torch.library's dispatch costs 5 to 40 microseconds a call, which the in-place update of a small
+    latent would feel; it is needed only for torch.compile, tensor subclasses and autograd.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    grad = torch.is_grad_enabled()
+    for tensor in tensors:
+        if tensor is not None and (
+            type(tensor) not in (Tensor, torch.nn.Parameter) or (grad and tensor.requires_grad)
+        ):
+            return False
+    return True
