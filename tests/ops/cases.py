@@ -13,18 +13,34 @@ FLOATS = (F32, F16, BF16)
 LAYOUTS = ("contiguous", "channels_last", "expanded", "strided", "reversed_dims")
 
 #: ±0, the smallest subnormals, tiny, ordinary, huge, infinite and not a number.
-EXTREMES = (0.0, -0.0, 1e-45, -1e-45, 6e-8, 1e-38, -1e-3, 0.5, 6e4, 3e38, math.inf, -math.inf, math.nan)
+EXTREMES = (
+    0.0,
+    -0.0,
+    1e-45,
+    -1e-45,
+    6e-8,
+    1e-38,
+    -1e-3,
+    0.5,
+    6e4,
+    3e38,
+    math.inf,
+    -math.inf,
+    math.nan,
+)
 
 #: Sizes around the vector widths, the tile length and nothing at all.
 shapes = st.one_of(
     st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(1, 9), st.integers(1, 17)),
     st.tuples(st.integers(1, 3), st.sampled_from([1, 3, 4, 7, 8, 9, 1023, 1025, 2500])),
-    st.sampled_from([(1, 1, 1, 1), (2, 3, 32, 33), (1, 3, 40, 40), (3, 4, 16, 16), (2, 2, 3, 5, 4)]),
+    st.sampled_from(
+        [(1, 1, 1, 1), (2, 3, 32, 33), (1, 3, 40, 40), (3, 4, 16, 16), (2, 2, 3, 5, 4)]
+    ),
 )
 
 
 def in_layout(values: Tensor, layout: str) -> Tensor:
-    """The same values, laid out in memory as asked; a layout that a shape cannot have is contiguous."""
+    """The same values, laid out as asked; a layout that a shape cannot have is contiguous."""
     if layout == "channels_last" and values.dim() == 4:
         return values.contiguous(memory_format=torch.channels_last)
     if layout == "channels_last" and values.dim() == 5:
@@ -66,7 +82,7 @@ def images(
     lo: float = 0.0,
     hi: float = 1.0,
 ) -> Tensor:
-    """Pixels in [lo, hi], a third of them at the ends of the range; uint8 levels for torch.uint8."""
+    """Pixels in [lo, hi], a third of them at its ends; uint8 levels for torch.uint8."""
     g = torch.Generator().manual_seed(seed)
     levels = torch.randint(0, 256, shape, generator=g)
     ends = torch.randint(0, 6, shape, generator=g)

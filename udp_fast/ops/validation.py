@@ -68,7 +68,7 @@ def check_range(op: str, name: str, value: Any) -> tuple[float, float]:
         lo, hi = (float(v) for v in value)
     except (TypeError, ValueError):
         raise ValueError(f"{op}: {name}: got {value!r}, expected a pair (lo, hi)") from None
-    if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
+    if not -math.inf < lo < hi < math.inf:
         raise ValueError(f"{op}: {name}: got ({lo}, {hi}), expected finite lo < hi")
     return lo, hi
 
@@ -101,7 +101,7 @@ def per_image(op: str, name: str, value: Any, batch: int, device: torch.device) 
             f"{op}: {name}: got {type(value).__name__}, expected a number or a tensor of shape []"
             f" or [{batch}]"
         )
-    if not (math.isfinite(value) and value >= 0):
+    if not 0 <= value < math.inf:
         raise ValueError(f"{op}: {name}: got {value}, expected a finite number >= 0")
     return torch.tensor(value, dtype=torch.float32)
 

@@ -57,7 +57,8 @@ def normals(key: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     cover the circle evenly. Both are exact in float32: every backend starts from the same reals.
     """
     numel = math.prod(shape[1:])
-    pairs = words(key, numel).reshape(shape[0], -1, 2)
+    drawn = words(key, numel)
+    pairs = drawn.reshape(len(key), drawn.shape[1] * 2, 2)
     first, second = pairs.unbind(-1)
     u = ((first >> 9).double() + 0.5) * 2.0**-23
     radius = (-2 * u.log()).sqrt() * torch.where((second >> 31) & 1 == 1, -1.0, 1.0)

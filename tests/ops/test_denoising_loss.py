@@ -1,0 +1,244 @@
+"""The contract of denoising_loss, judged in float64, on every backend."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from cases import F32, F64, FLOATS, LAYOUTS, floats, same_bits, shapes, ulp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from udp_fast.backends import dispatch
+from udp_fast.backends.reference.denoising_loss import denoising_loss as reference
+from udp_fast.ops import accumulate_timesteps_, denoising_loss, noise_key, q_sample
+
+TABLE = torch.linspace(0.9999, 0.001, 50)
+TYPES = ("epsilon", "v_prediction", "sample", "flow")
+
+calls = st.fixed_dictionaries(
+    {
+        "shape": shapes,
+        "seed": st.integers(0, 2**32),
+        "layouts": st.tuples(*[st.sampled_from(LAYOUTS)] * 3),
+        "dtypes": st.tuples(*[st.sampled_from(FLOATS)] * 3),
+        "target": st.sampled_from(["explicit", *TYPES]),
+        "noise": st.booleans(),  # stored noise instead of a key
+        "weighted": st.booleans(),
+    }
+)
+
+
+def build(c):
+    """(pred, target, x, t, table, noise, key, weight, prediction_type): the schema's arguments."""
+    shape, seed = c["shape"], c["seed"]
+    pred = floats(shape, seed, c["dtypes"][0], c["layouts"][0])
+    weight = torch.linspace(0, 2, shape[0]) if c["weighted"] else None
+    other = floats(shape, seed + 1, c["dtypes"][1], c["layouts"][1])
+    if c["target"] == "explicit":
+        return pred, other, None, None, None, None, None, weight, "epsilon"
+    noise = key = None
+    if c["target"] != "sample":
+        if c["noise"]:
+            noise = floats(shape, seed + 2, c["dtypes"][2], c["layouts"][2])
+        else:
+            key = noise_key(seed, range(shape[0]), step=3)
+    x = other if c["target"] != "epsilon" else None
+    t = table = None
+    if c["target"] == "v_prediction":
+        t = torch.randint(0, 50, (shape[0],), generator=torch.Generator().manual_seed(seed))
+        table = TABLE
+    return pred, None, x, t, table, noise, key, weight, c["target"]
+
+
+def double(args):
+    return [
+        v.double() if isinstance(v, torch.Tensor) and v.dtype in FLOATS and v.dim() > 1 else v
+        for v in args
+    ]
+
+
+@given(calls)
+def test_agrees_with_the_float64_reference(backend_name, c):
+    args = build(c)
+    pred = args[0]
+    loss, grad = dispatch.call("denoising_loss", *args, True, 0.5)
+    exact, exact_grad = reference(*double(args), True, 0.5)
+    assert loss.dtype == F32
+    assert torch.allclose(loss.double(), exact, rtol=1e-6, atol=1e-12)
+    assert grad.dtype == pred.dtype
+    # The residual carries the rounding of its operands' float32 arithmetic and the normals' 1e-6.
+    numel = max(pred[:1].numel(), 1)
+    noise_error = 2 * (1.5e-6 + 8 * ulp(torch.tensor(4.0, dtype=F64), F32)) / numel
+    tolerance = ulp(exact_grad, pred.dtype) + noise_error
+    error = (grad.double() - exact_grad).abs()
+    assert (error <= tolerance).all()
+    # The gradient enters sign methods: its sign must be right wherever it is above rounding.
+    clear = exact_grad.abs() > 4 * tolerance
+    assert torch.equal(grad.double().sign()[clear], exact_grad.sign()[clear])
+
+
+@given(calls)
+def test_rows_do_not_depend_on_the_batch_or_the_threads(backend_name, c):
+    args = build(c)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        loss, grad = dispatch.call("denoising_loss", *args, True, 1.0)
+        torch.set_num_threads(1)
+        for b in range(args[0].shape[0]):
+            row = [
+                v[b : b + 1] if isinstance(v, torch.Tensor) and v is not TABLE else v for v in args
+            ]
+            alone, alone_grad = dispatch.call("denoising_loss", *row, True, 1.0)
+            assert same_bits(alone, loss[b : b + 1])
+            assert same_bits(alone_grad, grad[b : b + 1])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_large_images_sum_the_same_on_any_number_of_threads(backend_name):
+    pred = floats((1, 3, 301, 401), 0)
+    key = noise_key(0, [1])
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            results.append(
+                dispatch.call("denoising_loss", pred, *[None] * 5, key, None, "epsilon", True, 1.0)
+            )
+    finally:
+        torch.set_num_threads(threads)
+    for loss, grad in results[1:]:
+        assert torch.equal(grad, results[0][1])
+        if backend_name != "reference":  # torch's own sums promise no order
+            assert same_bits(loss, results[0][0])
+
+
+def test_the_loss_is_that_of_the_noise_that_q_sample_drew(backend_name):
+    x, t, key = floats((2, 3, 16, 16), 0), torch.tensor([3, 40]), noise_key(5, [1, 2], draw=4)
+    _, noise = q_sample(x, t, TABLE, key=key, return_noise=True)
+    assert denoising_loss(noise, key=key) == 0
+
+
+@pytest.mark.parametrize("kind", ["explicit", *TYPES])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_autograd_matches_torch(backend_name, kind, reduction):
+    shape = (2, 3, 6, 6)
+    t, weight = torch.tensor([4, 30]), torch.tensor([0.5, 2.0])
+    tensors = [floats(shape, i).requires_grad_() for i in range(3)]
+    twins = [v.detach().double().requires_grad_() for v in tensors]
+    upstream = torch.tensor([1.0, 3.0]) if reduction == "none" else torch.tensor(1.0)
+
+    pred, x, noise = tensors
+    if kind == "explicit":
+        loss = denoising_loss(pred, x, weight=weight, reduction=reduction)
+    else:
+        options = {"noise": noise} if kind != "sample" else {}
+        loss = denoising_loss(
+            pred,
+            x=x,
+            t=t,
+            alphas_cumprod=TABLE,
+            weight=weight,
+            prediction_type=kind,
+            reduction=reduction,
+            **options,
+        )
+    loss.backward(upstream)
+
+    p, y, n = twins
+    a = TABLE[t].sqrt().double().view(-1, 1, 1, 1)
+    s = (1 - TABLE[t]).sqrt().double().view(-1, 1, 1, 1)
+    target = {
+        "explicit": y,
+        "epsilon": n,
+        "v_prediction": a * n - s * y,
+        "sample": y,
+        "flow": n - y,
+    }
+    per_image = (p - target[kind]).square().flatten(1).mean(1) * weight
+    expected = {"mean": per_image.mean(), "sum": per_image.sum(), "none": per_image}[reduction]
+    expected.backward(upstream.double())
+
+    assert torch.allclose(loss.double(), expected, rtol=1e-6)
+    for got, want in zip(tensors, twins, strict=True):
+        if want.grad is None:
+            assert got.grad is None or not got.grad.any()
+        else:
+            assert torch.allclose(got.grad.double(), want.grad, rtol=1e-5, atol=1e-8)
+
+
+def test_backward_twice_and_upstream_factors(backend_name):
+    pred = floats((2, 3, 6, 6), 0).requires_grad_()
+    target = floats((2, 3, 6, 6), 1)
+    loss = denoising_loss(pred, target)
+    loss.backward(retain_graph=True)
+    once = pred.grad.clone()
+    loss.backward()
+    assert torch.equal(pred.grad, 2 * once)
+    pred.grad = None
+    (3 * denoising_loss(pred, target)).backward()
+    assert torch.allclose(pred.grad, 3 * once, rtol=1e-6)
+
+
+def test_without_grad_none_is_computed(backend_name):
+    pred = floats((2, 3, 6, 6), 0)
+    loss, grad = dispatch.call("denoising_loss", pred, pred + 1, *[None] * 6, "epsilon", False, 1.0)
+    assert grad.numel() == 0
+    assert loss.tolist() == pytest.approx([1.0, 1.0], rel=1e-6)
+
+
+def test_nan_stays_in_its_image(backend_name):
+    pred, target = floats((2, 3, 6, 6), 0), floats((2, 3, 6, 6), 1)
+    clean = denoising_loss(pred, target, reduction="none")
+    pred[0, 0, 0, 0] = math.nan
+    loss = denoising_loss(pred, target, reduction="none")
+    assert loss[0].isnan()
+    assert same_bits(loss[1:], clean[1:])
+
+
+def test_timestep_sums(backend_name):
+    sums = torch.zeros(5, 2, dtype=F64)
+    accumulate_timesteps_(sums, torch.tensor([1, 3, 1]), torch.tensor([0.5, 2.0, 0.25]))
+    accumulate_timesteps_(sums, torch.tensor([3]), torch.tensor([1.0]))
+    assert sums.tolist() == [[0, 0], [0.75, 2], [0, 0], [3, 2], [0, 0]]
+    with pytest.raises(IndexError, match="t: got values from 5 to 5"):
+        accumulate_timesteps_(sums, torch.tensor([5]), torch.tensor([1.0]))
+    with pytest.raises(TypeError, match="sums: got dtype float32"):
+        accumulate_timesteps_(sums.float(), torch.tensor([1]), torch.tensor([1.0]))
+
+
+KEY = noise_key(0, [1, 2])
+BAD = {
+    "target and key": ({"target": torch.zeros(2, 4), "key": KEY}, ValueError, "got target and one"),
+    "target of another shape": ({"target": torch.zeros(2, 5)}, ValueError, "target: got shape"),
+    "neither": ({}, ValueError, "exactly one of noise and key"),
+    "noise for a sample": (
+        {"key": KEY, "prediction_type": "sample", "x": torch.zeros(2, 4)},
+        ValueError,
+        "expected neither for a sample",
+    ),
+    "v without x": ({"key": KEY, "prediction_type": "v_prediction"}, TypeError, "x: got NoneType"),
+    "v without t": (
+        {"key": KEY, "prediction_type": "v_prediction", "x": torch.zeros(2, 4)},
+        TypeError,
+        "t: got NoneType",
+    ),
+    "unknown type": ({"key": KEY, "prediction_type": "eps"}, ValueError, "prediction_type: got"),
+    "unknown reduction": ({"key": KEY, "reduction": "max"}, ValueError, "reduction: got 'max'"),
+    "weight of another length": (
+        {"key": KEY, "weight": torch.ones(3)},
+        ValueError,
+        r"weight: got shape \[3\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD, ids=str)
+def test_bad_arguments_are_named(case):
+    change, error, message = BAD[case]
+    with pytest.raises(error, match=f"denoising_loss: .*{message}"):
+        denoising_loss(torch.zeros(2, 4), **change)

@@ -1,0 +1,147 @@
+"""The ops as torch.library ops: opcheck's rules, and torch.compile without a graph break."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import F16, F32, floats, images
+from torch.library import opcheck
+
+from udp_fast.ops import (
+    denoising_loss,
+    image_scale,
+    noise_key,
+    pgd_step,
+    pgd_step_,
+    q_sample,
+    quantize,
+)
+
+OPS = torch.ops.udp_fast
+SHAPE = (2, 3, 6, 5)
+KEY = noise_key(0, [1, 2])
+T = torch.tensor([1, 3])
+TABLE = torch.tensor([0.9, 0.7, 0.5, 0.2])
+ALPHA, EPS = torch.tensor(0.01), torch.tensor([0.03, 0.02])
+LOSS = (None, "epsilon", True, 0.5)
+
+
+def x(seed=0, grad=False, layout="contiguous"):
+    return floats(SHAPE, seed, layout=layout).requires_grad_(grad)
+
+
+SAMPLES = {
+    "q_sample, key": (
+        OPS.q_sample,
+        lambda: (x(0, True), T, TABLE, None, KEY, "diffusion", True, F32),
+    ),
+    "q_sample, noise": (
+        OPS.q_sample,
+        lambda: (x(0, True), T, TABLE, x(1, True), None, "flow", False, F16),
+    ),
+    "q_sample, channels_last": (
+        OPS.q_sample,
+        lambda: (x(0, True, "channels_last"), T, TABLE, None, KEY, "flow", True, F32),
+    ),
+    "denoising_loss, explicit": (
+        OPS.denoising_loss,
+        lambda: (x(0, True), x(1, True), *[None] * 5, *LOSS),
+    ),
+    "denoising_loss, v": (
+        OPS.denoising_loss,
+        lambda: (
+            x(0, True),
+            None,
+            x(1, True),
+            T,
+            TABLE,
+            None,
+            KEY,
+            None,
+            "v_prediction",
+            True,
+            1.0,
+        ),
+    ),
+    "denoising_loss, flow, stored noise": (
+        OPS.denoising_loss,
+        lambda: (
+            x(0, True),
+            None,
+            x(1, True),
+            None,
+            None,
+            x(2, True),
+            None,
+            None,
+            "flow",
+            True,
+            1.0,
+        ),
+    ),
+    "pgd_step_": (
+        OPS.pgd_step_,
+        lambda: (x(), x(1), x(2), ALPHA, EPS, None, "sign", "linf", True, 0.0, 1.0, -1.0, 1.0, F16),
+    ),
+    "pgd_step, masked": (
+        OPS.pgd_step,
+        lambda: (
+            *(x(), x(1), images(SHAPE, 2, torch.uint8), ALPHA, EPS, x(3)[:, :1] > 0),
+            *("l2", "l2", False, 0.0, 1.0, 0.0, 1.0, F32),
+        ),
+    ),
+    "quantize": (
+        OPS.quantize,
+        lambda: (x(), images(SHAPE, 1, torch.uint8), EPS, KEY, "delta", 0.0, 1.0),
+    ),
+    "image_scale": (OPS.image_scale, lambda: (x(0, True), torch.tensor([1.0, 2.0]))),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_opcheck(backend_name, name):
+    op, arguments = SAMPLES[name]
+    opcheck(op, arguments())
+
+
+def protection_step(delta, x, original):
+    """All ops in the order in which a protection step calls them."""
+    adv = pgd_step(delta, x, original, alpha=0.01, eps=0.03, out_range=(-1, 1)).adv
+    x_t = q_sample(adv, T, TABLE, key=KEY)
+    loss = denoising_loss(torch.tanh(x_t), key=KEY, weight=torch.ones(2))
+    pgd_step_(delta, x, original, alpha=0.01, eps=0.03)
+    out = quantize(delta, original, eps=0.03)
+    return loss, image_scale(x_t, torch.ones(2)), out, delta
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiles_without_a_graph_break(backend_name, dynamic):
+    original = images(SHAPE, 2, torch.uint8)
+    compiled = torch.compile(protection_step, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    torch._dynamo.reset()
+    expected = protection_step(torch.zeros(SHAPE), x(), original)
+    got = compiled(torch.zeros(SHAPE), x(), original)
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_compiled_training_has_the_same_gradients(backend_name):
+    torch._dynamo.reset()
+
+    def loss(x):
+        return denoising_loss(torch.tanh(q_sample(x, T, TABLE, key=KEY)), key=KEY)
+
+    eager, compiled = x(0, True), x(0, True)
+    loss(eager).backward()
+    torch.compile(loss, backend="aot_eager", fullgraph=True)(compiled).backward()
+    assert torch.allclose(eager.grad, compiled.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_fake_tensors_say_what_real_ones_do(backend_name):
+    with torch._subclasses.FakeTensorMode():
+        fake = torch.empty(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+        adv = pgd_step_(
+            fake, torch.empty_like(fake), torch.empty_like(fake), alpha=0.1, eps=0.1, out_dtype=F16
+        ).adv
+        assert adv.dtype == F16
+        assert adv.is_contiguous(memory_format=torch.channels_last)
