@@ -55,7 +55,7 @@ def report() -> str:
         f"  {'op':<{width}}  " + "  ".join(f"{b.name:<9}" for b in backends).rstrip(),
     ]
     for op in ops:
-        cells = "  ".join(f"{'yes' if op in b.ops else '-':<9}" for b in backends)
+        cells = "  ".join(f"{'yes' if op in b.ops and not b.missing else '-':<9}" for b in backends)
         lines.append(f"  {op:<{width}}  {cells.rstrip()}")
     lines += ["", "environment"]
     lines += [f"  {name}={os.environ.get(name, '(unset)')}" for name in _VARIABLES]

@@ -100,8 +100,10 @@ def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equal dtype, shape and bits, -0 and NaN payloads included."""
+    """Equal dtype, shape and bits, the sign of zero included; any NaN is like any other."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
+    if a.is_floating_point():
+        a, b = (torch.where(v.isnan(), math.nan, v) for v in (a, b))
     integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     return torch.equal(a.contiguous().view(integer), b.contiguous().view(integer))

@@ -14,8 +14,8 @@ from udp_fast.backends.registry import ORDER, backend
 def backend_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Pins one backend for the test; skips it, with the reason, where it cannot run."""
     name: str = request.param
-    if not backend(name).ops:
-        pytest.skip(f"{name}: {backend(name).status()}")
+    if backend(name).missing:
+        pytest.skip(f"{name}: {backend(name).missing}")
     monkeypatch.setenv("UDP_FAST_BACKEND", name)
     return name
 

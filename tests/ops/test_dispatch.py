@@ -16,8 +16,8 @@ from udp_fast.backends import dispatch, registry
 from udp_fast.backends.registry import ORDER, backend
 from udp_fast.ops import noise_key, pgd_step_, q_sample, quantize
 
-NATIVE = bool(backend("cpu").ops)
-needs_native = pytest.mark.skipif(not NATIVE, reason=f"cpu: {backend('cpu').status()}")
+MISSING = backend("cpu").missing
+needs_native = pytest.mark.skipif(bool(MISSING), reason=f"cpu: {MISSING}")
 
 
 def call(x=None):
@@ -64,8 +64,8 @@ def test_explain_checks_the_call_like_the_op():
 
 @pytest.mark.parametrize("name", ORDER)
 def test_pinning(name, monkeypatch, caplog):
-    if not backend(name).ops:
-        pytest.skip(backend(name).status())
+    if backend(name).missing:
+        pytest.skip(backend(name).missing)
     monkeypatch.setenv("UDP_FAST_BACKEND", name)
     monkeypatch.setenv("UDP_FAST_LOG_DISPATCH", "1")
     with caplog.at_level(logging.INFO, "udp_fast.dispatch"):

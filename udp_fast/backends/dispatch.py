@@ -53,6 +53,8 @@ def _pinned() -> str | None:
 
 
 def _reasons(candidate: Backend, op: str, args: tuple[Any, ...]) -> list[str]:
+    if candidate.missing:
+        return [candidate.missing]
     if op not in candidate.ops:
         return [f"the {candidate.name} backend has no {op}"]
     return candidate.not_supported_reasons(op, args)

@@ -20,12 +20,15 @@ class Backend:
     torch.library schema. ``not_supported_reasons(op, args)`` answers why this call cannot be served
     (sentences; an empty list means it can) without touching any data. ``status()`` is one line for
     `python -m udp_fast.info`: what was found, or why the backend is not usable on this machine.
+    ``missing`` says why it cannot take any call in this process (not built, no driver); empty if
+    it can.
     """
 
     name: str
     ops: Mapping[str, Callable[..., Any]]
     not_supported_reasons: Callable[[str, tuple[Any, ...]], list[str]]
     status: Callable[[], str]
+    missing: str = ""
 
 
 @cache

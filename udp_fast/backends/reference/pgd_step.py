@@ -60,7 +60,7 @@ def pgd_step_(
 
     if norm == "linf":
         bound = per_image(bound_in_dtype(eps, delta.dtype).to(f), delta)
-        d = _clamp(d, -bound, bound)
+        d = _clamp(d, 0.0 - bound, bound)  # +0, not -0, for a budget of nothing
     else:
         length, bound = _norm(d), per_image(eps.double(), delta)
         d = d * torch.where(length > bound, bound / length, 1).to(f)

@@ -1,0 +1,69 @@
+# Everything a fresh machine needs is make, Python >= 3.10 and a C++17 compiler.
+# Installed once into $(VENV); a stamp is redone only when one of the files it depends on changes.
+
+PYTHON ?= python3
+VENV   ?= .venv
+
+# A plain `torch` on Linux brings gigabytes of CUDA along: without an NVIDIA GPU take the CPU build.
+# Override with any requirement: make demo TORCH='torch>=2.6'
+ifeq ($(shell uname -s)$(shell command -v nvidia-smi),Linux)
+TORCH ?= torch==2.13.0+cpu
+else
+TORCH ?= torch==2.13.0
+endif
+# Asked second, where the configured package index has no such build.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+BUILD  := pyproject.toml setup.py $(shell find csrc -type f)
+CPP    := $(filter %.h %.hpp %.cpp %.cu %.cuh,$(shell find csrc -type f))
+
+SHELL  := /bin/bash
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench clean
+
+help:  ## what each target does
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
+
+demo: $(VENV)/.app  ## install, protect the four photographs into demo/, with summary and picture
+	@mkdir -p demo
+	@set -o pipefail; $(BIN)/udp-fast protect examples/photos -o demo --overwrite \
+	    --picture demo/before_after.png | tee demo/summary.txt
+
+test: $(VENV)/.test lint  ## install with [test], lint, check types, run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test  ## ruff, clang-format, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/mypy
+
+format: $(VENV)/.test  ## rewrite the sources as lint wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+bench: $(VENV)/.bench  ## time the kernels, print the table of bars
+	$(BIN)/python -m pytest benchmarks
+
+clean:  ## remove the environment and everything built or written by these targets
+	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find udp_fast \( -name '*.so' -o -name __pycache__ \) -prune -exec rm -rf {} +
+
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, $(PYTHON) is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install '$(TORCH)' || $(PIP) install --index-url $(TORCH_INDEX) '$(TORCH)'
+	@touch $@
+
+# Editable: the sources in this checkout are what runs, so only a change of $(BUILD) installs again.
+$(VENV)/.app: $(VENV)/.torch $(BUILD)
+	$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.test $(VENV)/.bench: $(VENV)/.%: $(VENV)/.torch $(BUILD)
+	$(PIP) install --editable '.[$*]'
+	@touch $@ $(VENV)/.app

@@ -1,0 +1,196 @@
+// udp_fast._native: the kernels for Python. Tensors come as addresses, sizes and strides, so this
+// needs no torch to build and serves any torch. udp_fast/backends/cpu prepares the arguments and has
+// checked them; nothing is checked here but what would not parse.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <stdexcept>
+
+#include "cpu/isa.h"
+#include "cpu/launch.h"
+#include "cpu/parallel.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using udp::Operand;
+using udp::PerImage;
+
+// (images, channels, pixels)
+udp::Shape shape_of(const py::tuple& t) {
+    return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>()};
+}
+
+// (address, dtype, image stride, channel stride, pixel stride) or None
+Operand operand(const py::object& object) {
+    if (object.is_none()) return {};
+    const py::tuple t = py::reinterpret_borrow<py::tuple>(object);
+    return {reinterpret_cast<void*>(t[0].cast<uintptr_t>()),
+            static_cast<udp::DType>(t[1].cast<int>()), t[2].cast<int64_t>(), t[3].cast<int64_t>(),
+            t[4].cast<int64_t>()};
+}
+
+// (address, stride) or None
+template <class T>
+PerImage<T> per_image(const py::object& object) {
+    if (object.is_none()) return {};
+    const py::tuple t = py::reinterpret_borrow<py::tuple>(object);
+    return {reinterpret_cast<const T*>(t[0].cast<uintptr_t>()), t[1].cast<int64_t>()};
+}
+
+// Address of int64 [images, 3] rows (key, draw | step << 32, stream), or 0.
+std::vector<udp::NoiseKey> noise_keys(uintptr_t address, int64_t images) {
+    std::vector<udp::NoiseKey> keys;
+    const uint64_t* row = reinterpret_cast<const uint64_t*>(address);
+    for (int64_t b = 0; row != nullptr && b < images; ++b, row += 3) {
+        const auto low = [](uint64_t word) { return static_cast<uint32_t>(word); };
+        keys.push_back({low(row[0]), low(row[0] >> 32), low(row[1]), low(row[1] >> 32), low(row[2])});
+    }
+    return keys;
+}
+
+const udp::NoiseKey* data(const std::vector<udp::NoiseKey>& keys) {
+    return keys.empty() ? nullptr : keys.data();
+}
+
+void pgd_step(const py::tuple& shape, const py::object& delta, const py::object& gradient,
+              const py::object& original, const py::object& mask, const py::object& adversarial,
+              const py::object& alpha, const py::object& eps, int step, int norm, bool maximize,
+              double lo, double hi, double out_lo, double out_hi, uintptr_t skipped, int threads) {
+    udp::PgdStep args{};
+    args.delta = operand(delta);
+    args.gradient = operand(gradient);
+    args.original = operand(original);
+    args.mask = operand(mask);
+    args.adversarial = operand(adversarial);
+    const auto narrow = [](double a) { return static_cast<float>(a); };
+    args.range = {narrow(lo),     narrow(hi),
+                  narrow(hi - lo), narrow(out_lo),
+                  narrow(out_hi), narrow((out_hi - out_lo) / (hi - lo))};
+    args.maps_range = lo != out_lo || hi != out_hi;
+    const udp::Shape sizes = shape_of(shape);
+    const auto alphas = per_image<float>(alpha), bounds = per_image<float>(eps);
+    py::gil_scoped_release release;
+    udp::pgd_step(args, sizes, alphas, bounds, static_cast<udp::Step>(step),
+                  static_cast<udp::Norm>(norm), maximize, reinterpret_cast<int64_t*>(skipped),
+                  threads);
+}
+
+udp::Schedule schedule(const py::object& t, uintptr_t table, bool flow) {
+    return {per_image<int64_t>(t), reinterpret_cast<const float*>(table), flow};
+}
+
+void q_sample(const py::tuple& shape, const py::object& x, const py::object& t, uintptr_t table,
+              bool flow, const py::object& noise, uintptr_t keys, const py::object& noisy,
+              const py::object& noise_out, int threads) {
+    udp::QSample args{};
+    args.x = operand(x);
+    args.noise = operand(noise);
+    args.noisy = operand(noisy);
+    args.noise_out = operand(noise_out);
+    const udp::Shape sizes = shape_of(shape);
+    const std::vector<udp::NoiseKey> rows = noise_keys(keys, sizes.images);
+    args.keys = data(rows);
+    const udp::Schedule levels = schedule(t, table, flow);
+    py::gil_scoped_release release;
+    udp::q_sample(args, sizes, levels, threads);
+}
+
+void denoising_loss(const py::tuple& shape, const py::object& prediction, const py::object& target,
+                    const py::object& x, const py::object& t, uintptr_t table,
+                    const py::object& noise, uintptr_t keys, const py::object& weight, int kind,
+                    const py::object& gradient, double grad_scale, uintptr_t loss, int threads) {
+    udp::DenoisingLoss args{};
+    args.prediction = operand(prediction);
+    args.target = operand(target);
+    args.x = operand(x);
+    args.noise = operand(noise);
+    args.gradient = operand(gradient);
+    args.kind = static_cast<udp::Target>(kind);
+    const udp::Shape sizes = shape_of(shape);
+    const std::vector<udp::NoiseKey> rows = noise_keys(keys, sizes.images);
+    args.keys = data(rows);
+    const udp::Schedule levels = schedule(t, table, false);
+    const auto weights = per_image<float>(weight);
+    py::gil_scoped_release release;
+    udp::denoising_loss(args, sizes, levels, weights, grad_scale, reinterpret_cast<float*>(loss),
+                        threads);
+}
+
+void quantize(const py::tuple& shape, const py::object& value, const py::object& original,
+              const py::object& eps, uintptr_t keys, bool is_image, double lo, double hi,
+              const py::object& out, int threads) {
+    udp::Quantize args{};
+    args.value = operand(value);
+    args.original = operand(original);
+    args.out = operand(out);
+    args.is_image = is_image;
+    args.lo = static_cast<float>(lo);
+    args.to_levels = static_cast<float>(255.0 / (hi - lo));
+    const udp::Shape sizes = shape_of(shape);
+    const std::vector<udp::NoiseKey> rows = noise_keys(keys, sizes.images);
+    args.keys = data(rows);
+    const auto bounds = per_image<float>(eps);
+    py::gil_scoped_release release;
+    udp::quantize(args, sizes, bounds, threads);
+}
+
+void image_scale(const py::tuple& shape, const py::object& x, const py::object& scale,
+                 const py::object& out, int threads) {
+    udp::ImageScale args{};
+    args.x = operand(x);
+    args.out = operand(out);
+    args.scale = per_image<float>(scale);
+    const udp::Shape sizes = shape_of(shape);
+    py::gil_scoped_release release;
+    udp::image_scale(args, sizes, threads);
+}
+
+std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
+    uint32_t words[4] = {counter[0], counter[1], counter[2], counter[3]};
+    udp::philox4x32_10(words, key[0], key[1]);
+    return {words[0], words[1], words[2], words[3]};
+}
+
+std::vector<std::string> isa_names(bool supported_only) {
+    std::vector<std::string> names;
+    for (const udp::Isa& isa : udp::isas()) {
+        if (isa.supported || !supported_only) names.emplace_back(isa.kernels->isa);
+    }
+    return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+    m.doc() = "Native CPU kernels of udp_fast; called through udp_fast.backends.cpu.";
+    m.attr("__version__") = UDP_VERSION;
+
+    m.def("pgd_step_", &pgd_step);
+    m.def("q_sample", &q_sample);
+    m.def("denoising_loss", &denoising_loss);
+    m.def("quantize", &quantize);
+    m.def("image_scale", &image_scale);
+
+    m.def("compiled_isas", [] { return isa_names(false); },
+          "Instruction sets in this build, plainest first.");
+    m.def("supported_isas", [] { return isa_names(true); },
+          "Those of them that this processor runs.");
+    m.def("isa", [] { return std::string(udp::kernels().isa); }, "The one in use.");
+    m.def("use_isa", &udp::use_isa, py::arg("name"),
+          "Use another from now on; '' goes back to UDP_FAST_CPU_ISA or the best.");
+    m.def("threading_runtime", &udp::threading_runtime, "Whose threads the kernels run on.");
+    m.def("philox4x32_10", &philox, py::arg("counter"), py::arg("key"),
+          "The four output words of one block.");
+    m.def(
+        "copy",
+        [](uintptr_t to, uintptr_t from, int64_t n, bool stream, int threads) {
+            py::gil_scoped_release release;
+            udp::copy(reinterpret_cast<float*>(to), reinterpret_cast<const float*>(from), n, stream,
+                      threads);
+        },
+        py::arg("to"), py::arg("from"), py::arg("n"), py::arg("stream"), py::arg("threads"),
+        "Copies n float32 values: the memory bandwidth that benchmarks compare with.");
+}

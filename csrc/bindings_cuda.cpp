@@ -1,0 +1,193 @@
+// udp_fast._native_cuda: the CUDA kernels for Python. Tensors come as addresses, sizes and strides, as
+// in bindings.cpp; udp_fast/backends/cuda prepares the arguments and has checked them.
+#include <cuda_runtime_api.h>
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda/ops.h"
+
+namespace py = pybind11;
+
+namespace {
+
+// (images, channels, pixels)
+udp::Shape shape_of(const py::tuple& t) {
+    return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>()};
+}
+
+// (address, dtype, image stride, channel stride, pixel stride) or None
+udp::Tensor operand(const py::object& object) {
+    if (object.is_none()) return {};
+    const py::tuple t = py::reinterpret_borrow<py::tuple>(object);
+    return {reinterpret_cast<void*>(t[0].cast<uintptr_t>()),
+            static_cast<udp::DType>(t[1].cast<int>()), t[2].cast<int64_t>(), t[3].cast<int64_t>(),
+            t[4].cast<int64_t>()};
+}
+
+// (address, stride, value): the value where the address is 0
+udp::PerImage per_image(const py::tuple& t) {
+    return {reinterpret_cast<const float*>(t[0].cast<uintptr_t>()), t[1].cast<int64_t>(),
+            t[2].cast<float>()};
+}
+
+template <class T>
+T* address(uintptr_t a) {
+    return reinterpret_cast<T*>(a);
+}
+
+// Throws what CUDA answered, with the op and what it was called with.
+void check(const char* op, int code, const std::string& arguments) {
+    if (code == cudaSuccess) return;
+    const cudaError_t error = static_cast<cudaError_t>(code);
+    (void)cudaGetLastError();  // or the next call of anyone in this process would report it again
+    throw std::runtime_error(std::string(op) + ": CUDA says \"" + cudaGetErrorString(error) + "\" (" +
+                             cudaGetErrorName(error) + ", " + std::to_string(code) + ") for " +
+                             arguments);
+}
+
+std::string words(const udp::Shape& s) {
+    return std::to_string(s.images) + " images of " + std::to_string(s.channels) + " x " +
+           std::to_string(s.pixels) + " elements";
+}
+std::string words(const char* name, const udp::Tensor& t) {
+    static const char* const types[] = {"float32", "float16", "bfloat16", "uint8"};
+    if (t.data == nullptr) return "";
+    return std::string(", ") + name + " " + types[static_cast<int>(t.type)] + " with strides (" +
+           std::to_string(t.image) + ", " + std::to_string(t.channel) + ", " +
+           std::to_string(t.pixel) + ")";
+}
+
+void pgd_step(const py::tuple& shape, const py::object& delta, const py::object& gradient,
+              const py::object& original, const py::object& mask, const py::object& adversarial,
+              const py::tuple& alpha, const py::tuple& eps, int step, int norm, bool maximize,
+              double lo, double hi, double out_lo, double out_hi, uintptr_t skipped,
+              uintptr_t workspace, uintptr_t stream) {
+    const udp::Shape s = shape_of(shape);
+    const udp::Tensor d = operand(delta), g = operand(gradient), x = operand(original),
+                      m = operand(mask), adv = operand(adversarial);
+    const udp::PerImage a = per_image(alpha), e = per_image(eps);
+    const udp::Bounds bounds{lo, hi, out_lo, out_hi};
+    const int error = udp_pgd_step(&s, &d, &g, &x, &m, &adv, &a, &e, step, norm, maximize, &bounds,
+                                   address<int64_t>(skipped), address<void>(workspace),
+                                   address<void>(stream));
+    check("pgd_step_", error,
+          words(s) + words("delta", d) + words("grad", g) + words("x", x) + words("mask", m));
+}
+
+// images: (delta, grad, x, adv, elements) each, addresses but the last.
+void pgd_step_multi(const py::list& images, const py::tuple& types, const py::tuple& alpha,
+                    const py::tuple& eps, int step, bool maximize, double lo, double hi,
+                    double out_lo, double out_hi, uintptr_t skipped, uintptr_t stream) {
+    std::vector<udp::Image> list;
+    for (const py::handle& item : images) {
+        const py::tuple t = py::reinterpret_borrow<py::tuple>(item);
+        udp::Image image{};
+        image.delta = address<void>(t[0].cast<uintptr_t>());
+        image.gradient = address<void>(t[1].cast<uintptr_t>());
+        image.original = address<void>(t[2].cast<uintptr_t>());
+        image.adversarial = address<void>(t[3].cast<uintptr_t>());
+        image.elements = t[4].cast<int64_t>();
+        list.push_back(image);
+    }
+    udp::DType dtypes[4];
+    for (size_t i = 0; i < 4; ++i) dtypes[i] = static_cast<udp::DType>(types[i].cast<int>());
+    const udp::PerImage a = per_image(alpha), e = per_image(eps);
+    const udp::Bounds bounds{lo, hi, out_lo, out_hi};
+    const int64_t count = static_cast<int64_t>(list.size());
+    const int error =
+        udp_pgd_step_multi(list.data(), count, dtypes, &a, &e, step, maximize, &bounds,
+                           address<int64_t>(skipped), address<void>(stream));
+    check("pgd_step_multi_", error, std::to_string(count) + " images");
+}
+
+udp::Schedule schedule(uintptr_t t, uintptr_t table, bool flow) {
+    return {address<const int64_t>(t), address<const float>(table), flow};
+}
+
+void q_sample(const py::tuple& shape, const py::object& x, uintptr_t t, uintptr_t table, bool flow,
+              const py::object& noise, uintptr_t keys, const py::object& noisy,
+              const py::object& noise_out, uintptr_t stream) {
+    const udp::Shape s = shape_of(shape);
+    const udp::Tensor in = operand(x), n = operand(noise), out = operand(noisy),
+                      copy = operand(noise_out);
+    const udp::Schedule levels = schedule(t, table, flow);
+    const int error = udp_q_sample(&s, &in, &levels, &n, address<const int64_t>(keys), &out, &copy,
+                                   address<void>(stream));
+    check("q_sample", error, words(s) + words("x", in) + words("noise", n) + words("x_t", out));
+}
+
+void denoising_loss(const py::tuple& shape, const py::object& prediction, const py::object& target,
+                    const py::object& x, uintptr_t t, uintptr_t table, const py::object& noise,
+                    uintptr_t keys, const py::tuple& weight, int kind, const py::object& gradient,
+                    double gradient_scale, uintptr_t loss, uintptr_t workspace, uintptr_t stream) {
+    const udp::Shape s = shape_of(shape);
+    const udp::Tensor p = operand(prediction), given = operand(target), clean = operand(x),
+                      n = operand(noise), g = operand(gradient);
+    const udp::Schedule levels = schedule(t, table, false);
+    const udp::PerImage w = per_image(weight);
+    const int error = udp_denoising_loss(&s, &p, &given, &clean, &levels, &n,
+                                         address<const int64_t>(keys), &w, kind, &g, gradient_scale,
+                                         address<float>(loss), address<void>(workspace),
+                                         address<void>(stream));
+    check("denoising_loss", error,
+          words(s) + words("pred", p) + words("target", given) + words("x", clean));
+}
+
+void quantize(const py::tuple& shape, const py::object& value, const py::object& original,
+              const py::tuple& eps, uintptr_t keys, bool is_image, double lo, double hi,
+              const py::object& out, uintptr_t stream) {
+    const udp::Shape s = shape_of(shape);
+    const udp::Tensor v = operand(value), o = operand(original), q = operand(out);
+    const udp::PerImage e = per_image(eps);
+    const int error = udp_quantize(&s, &v, &o, &e, address<const int64_t>(keys), is_image, lo, hi, &q,
+                                   address<void>(stream));
+    check("quantize", error, words(s) + words("value", v) + words("original", o));
+}
+
+void image_scale(const py::tuple& shape, const py::object& x, const py::tuple& scale,
+                 const py::object& out, uintptr_t stream) {
+    const udp::Shape s = shape_of(shape);
+    const udp::Tensor in = operand(x), y = operand(out);
+    const udp::PerImage factors = per_image(scale);
+    const int error = udp_image_scale(&s, &in, &factors, &y, address<void>(stream));
+    check("image_scale", error, words(s) + words("x", in));
+}
+
+// How many GPUs there are, and if none, CUDA's words for why. Without a driver the call may answer any
+// of several errors and leave its output as it was.
+py::tuple devices() {
+    int count = 0;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    if (error == cudaSuccess) return py::make_tuple(count, "");
+    (void)cudaGetLastError();
+    return py::make_tuple(0, std::string(cudaGetErrorString(error)) + " (" + cudaGetErrorName(error) +
+                                 ", " + std::to_string(static_cast<int>(error)) + ")");
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native_cuda, m) {
+    m.doc() = "CUDA kernels of udp_fast; called through udp_fast.backends.cuda.";
+    m.attr("__version__") = UDP_VERSION;
+    m.attr("cuda_version") = UDP_CUDA_VERSION;
+    m.attr("architectures") = UDP_CUDA_ARCHITECTURES;
+
+    m.def("pgd_step_", &pgd_step);
+    m.def("pgd_step_multi", &pgd_step_multi);
+    m.def("q_sample", &q_sample);
+    m.def("denoising_loss", &denoising_loss);
+    m.def("quantize", &quantize);
+    m.def("image_scale", &image_scale);
+    m.def("pgd_step_workspace", [](const py::tuple& shape, int step, int norm) {
+        const udp::Shape s = shape_of(shape);
+        return udp_pgd_step_workspace(&s, step, norm);
+    });
+    m.def("denoising_loss_workspace", [](const py::tuple& shape) {
+        const udp::Shape s = shape_of(shape);
+        return udp_denoising_loss_workspace(&s);
+    });
+    m.def("devices", &devices, "(number of GPUs, why there are none).");
+}

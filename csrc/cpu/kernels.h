@@ -1,0 +1,385 @@
+// The kernels, written once: each instruction set's translation unit includes this after its
+// simd_*.h. The formulas are in ../math; here is only how they are fed.
+//
+// Lambdas capture by value: a vector store may alias anything, so what is captured by reference would
+// be read again after each store.
+#pragma once
+
+#include "../math/diffuse.h"
+#include "../math/pgd.h"
+#include "../math/quantize.h"
+#include "noise.h"
+#include "rows.h"
+
+namespace udp {
+namespace UDP_ISA {
+namespace {
+
+struct Yes {
+    static constexpr bool value = true;
+};
+struct No {
+    static constexpr bool value = false;
+};
+// body(Yes or No): a choice made once a row instead of once an element.
+template <class Body>
+UDP_HD void choose(bool which, Body body) {
+    if (which) {
+        body(Yes{});
+    } else {
+        body(No{});
+    }
+}
+
+// --- pgd_step ------------------------------------------------------------------------------------
+
+// delta after the step and before any projection, and how many elements of the gradient were finite.
+// D, G: storage types. mask may be null.
+template <class D, class G>
+struct Stepper {
+    const D* delta;
+    const G* gradient;
+    const float* mask;
+    F size;
+
+    template <bool kSign, bool kMasked, class Lanes>
+    F at(int64_t i, Lanes lanes, Count& finite) const {
+        const F s = kMasked ? size * load(mask + i, lanes) : size;
+        const F d = load(delta + i, lanes);
+        const F g = load(gradient + i, lanes);
+        finite.add(is_finite(g));
+        return step(d, kSign ? finite_sign(g) : finite_or_zero(g), s);
+    }
+};
+
+double gradient_square(const PgdStep& a, const Plan& plan, int64_t image, int64_t chunk) {
+    Sums sums;
+    Buffer buffer;
+    for_rows(plan, image, chunk, [&](const Row& row) {
+        const float* gradient = read(a.gradient, row, buffer);
+        for_lanes(row.size(), [&sums, gradient](int64_t i, auto lanes) {
+            sums.add_square(finite_or_zero(load(gradient + i, lanes)));
+        });
+    });
+    return total(sums);
+}
+
+double stepped_square(const PgdStep& a, const Plan& plan, int64_t image, int64_t chunk) {
+    Sums sums;
+    Count finite;
+    Buffer buffers[3];
+    for_rows(plan, image, chunk, [&](const Row& row) {
+        const float* mask = a.mask.data == nullptr ? nullptr : read(a.mask, row, buffers[2]);
+        const Stepper<float, float> s{read(a.delta, row, buffers[0]),
+                                      read(a.gradient, row, buffers[1]), mask, F(a.size[image])};
+        choose(a.sign, [&, s](auto sign) {
+            choose(mask != nullptr, [&, s](auto masked) {
+                for_lanes(row.size(), [&sums, &finite, s](int64_t i, auto lanes) {
+                    constexpr bool kSign = decltype(sign)::value, kMasked = decltype(masked)::value;
+                    const F d = s.at<kSign, kMasked>(i, lanes, finite);
+                    sums.add_square(within(d, F(kLargest)));
+                });
+            });
+        });
+    });
+    return total(sums);
+}
+
+// The original's values where the second loop below finds them: itself, or bytes once converted.
+template <class Lanes>
+UDP_HD F original_value(const float* p, int64_t i, Lanes lanes, const Range&, float*) {
+    return load(p + i, lanes);
+}
+template <class Lanes>
+UDP_HD F original_value(const uint8_t* p, int64_t i, Lanes lanes, const Range& range, float* values) {
+    const F x = from_byte(load(p + i, lanes), range);
+    store(values + i, x, lanes, false);
+    return x;
+}
+UDP_HD const float* values_of(const float* original, const float*) { return original; }
+UDP_HD const float* values_of(const uint8_t*, const float* values) { return values; }
+
+// D, G, X, Adv: storage types. Returns how many elements of the gradient were finite, the zeros that
+// stand for elements past the end of the row included.
+//
+// Two loops: the second finds delta in the first cache as it was rounded. And one loop's chain of
+// dependent instructions is so long, with conversions, that the processor cannot hold enough
+// iterations at once to hide it; two short chains take a quarter less time.
+template <bool kSign, bool kMasked, bool kMaps, bool kScales, class D, class G, class X, class Adv>
+int64_t pgd_row(const PgdStep& a, const Row& row, const Stepper<D, G> s, const X* original, D* delta,
+                Adv* adv, bool stream) {
+    const F bound(a.bound[row.image]), scale(kScales ? a.scale[row.image] : 1.0f);
+    const Range range = a.range;
+    Buffer buffer;
+    float* converted = buffer.data;
+    Count finite;
+    for_lanes(row.size(), [=, &finite](int64_t i, auto lanes) {
+        const F x = original_value(original, i, lanes, range, converted);
+        const F stepped = s.template at<kSign, kMasked>(i, lanes, finite);
+        store(delta + i, project(stepped, x, bound, scale, range), lanes, false);
+    });
+    const float* values = values_of(original, converted);
+    for_lanes(row.size(), [=](int64_t i, auto lanes) {
+        const F y = adversarial(load(values + i, lanes), load(delta + i, lanes), range);
+        store(adv + i, kMaps ? to_out_range(y, range) : y, lanes, stream);
+    });
+    return finite.total();
+}
+
+int64_t lanes_in(const Row& row) { return (row.size() + 15) / 16 * 16; }
+
+// Any call. delta keeps its type, whose rounding matters; all else is made float32 row by row.
+template <class D>
+int64_t pgd_step_rows(const PgdStep& a, const Plan& plan, int64_t image, int64_t chunk) {
+    Buffer buffers[3], original_buffer, adv_buffer;
+    D delta_buffer[kRow];
+    int64_t skipped = 0;
+    for_rows(plan, image, chunk, [&](const Row& row) {
+        const Place place = locate(a.delta, row);
+        const bool dense = place.dense(row);
+        D* delta = dense ? reinterpret_cast<D*>(place.data) : delta_buffer;
+        if (!dense) gather(place, row, delta);
+
+        const float* gradient = read(a.gradient, row, buffers[0]);
+        const float* mask = a.mask.data == nullptr ? nullptr : read(a.mask, row, buffers[1]);
+        const Stepper<D, float> s{delta, gradient, mask, F(a.size[image])};
+        const float* original = read(a.original, row, original_buffer);
+        if (a.original.type == DType::uint8) {
+            float* values = original_buffer.data;
+            const Range range = a.range;
+            for_lanes(row.size(), [=](int64_t i, auto lanes) {
+                store(values + i, from_byte(load(values + i, lanes), range), lanes, false);
+            });
+        }
+        const Output adv = open(a.adversarial, row, adv_buffer, a.stream);
+        skipped += lanes_in(row);
+        choose(a.sign, [&](auto sign) {
+            choose(mask != nullptr, [&](auto masked) {
+                choose(a.maps_range, [&](auto maps) {
+                    skipped -= pgd_row<decltype(sign)::value, decltype(masked)::value,
+                                       decltype(maps)::value, true>(a, row, s, original, delta,
+                                                                    adv.data, adv.stream);
+                });
+            });
+        });
+        close(a.adversarial, adv, row, a.stream);
+        if (!dense) scatter(delta, row, place);
+    });
+    return skipped;
+}
+
+// The usual call (a sign step under the linf norm, no mask, no other range) on dense operands:
+// everything is converted in registers.
+template <class D, class G, class X, class Adv>
+int64_t pgd_step_direct(const PgdStep& a, const Plan& plan, int64_t image, int64_t chunk) {
+    int64_t skipped = 0;
+    for_rows(plan, image, chunk, [&](const Row& row) {
+        D* delta = reinterpret_cast<D*>(locate(a.delta, row).data);
+        const G* gradient = reinterpret_cast<const G*>(locate(a.gradient, row).data);
+        const X* original = reinterpret_cast<const X*>(locate(a.original, row).data);
+        Adv* adv = reinterpret_cast<Adv*>(locate(a.adversarial, row).data);
+        const Stepper<D, G> s{delta, gradient, nullptr, F(a.size[image])};
+        skipped += lanes_in(row) - pgd_row<true, false, false, false>(a, row, s, original, delta, adv,
+                                                                      a.stream && aligned(adv));
+    });
+    return skipped;
+}
+
+using PgdKernel = int64_t (*)(const PgdStep&, const Plan&, int64_t, int64_t);
+
+// Directly for the types of a run in 16 bits: a byte original, gradient and result of one 16-bit type.
+PgdKernel pgd_kernel(const PgdStep& a, const Plan& plan) {
+    const DType delta = a.delta.type, gradient = a.gradient.type;
+    const bool usual = a.sign && a.linf && a.mask.data == nullptr && !a.maps_range;
+    if (plan.single_run && usual && a.original.type == DType::uint8 &&
+        a.adversarial.type == gradient) {
+        if (gradient == DType::bfloat16 && delta == DType::float16) {
+            return pgd_step_direct<Float16, BFloat16, uint8_t, BFloat16>;
+        }
+        if (gradient == DType::bfloat16 && delta == DType::float32) {
+            return pgd_step_direct<float, BFloat16, uint8_t, BFloat16>;
+        }
+        if (gradient == DType::float16 && delta == DType::float16) {
+            return pgd_step_direct<Float16, Float16, uint8_t, Float16>;
+        }
+        if (gradient == DType::float16 && delta == DType::float32) {
+            return pgd_step_direct<float, Float16, uint8_t, Float16>;
+        }
+    }
+    if (delta == DType::float16) return pgd_step_rows<Float16>;
+    if (delta == DType::bfloat16) return pgd_step_rows<BFloat16>;
+    return pgd_step_rows<float>;
+}
+
+int64_t pgd_step(const PgdStep& a, const Plan& plan, int64_t image, int64_t chunk) {
+    const int64_t skipped = pgd_kernel(a, plan)(a, plan, image, chunk);
+    stream_fence();
+    return skipped;
+}
+
+// --- q_sample ------------------------------------------------------------------------------------
+
+void q_sample(const QSample& a, const Plan& plan, int64_t image, int64_t chunk) {
+    Buffer x_buffer, n_buffer, noisy_buffer, copy_buffer;
+    NoiseBuffer noise_buffer;
+    const F signal(a.signal[image]), level(a.level[image]);
+    for_rows(plan, image, chunk, [&](const Row& row) {
+        const float* x = read(a.x, row, x_buffer);
+        const float* n = noise_row(a.noise, a.keys, plan, row, noise_buffer, n_buffer);
+        const Output noisy = open(a.noisy, row, noisy_buffer, a.stream);
+        for_lanes(row.size(), [=](int64_t i, auto lanes) {
+            const F y = diffuse(load(x + i, lanes), load(n + i, lanes), signal, level);
+            store(noisy.data + i, y, lanes, noisy.stream);
+        });
+        close(a.noisy, noisy, row, a.stream);
+        if (a.noise_out.data == nullptr) return;
+        const Output out = open(a.noise_out, row, copy_buffer, a.stream);
+        for_lanes(row.size(), [=](int64_t i, auto lanes) {
+            store(out.data + i, load(n + i, lanes), lanes, out.stream);
+        });
+        close(a.noise_out, out, row, a.stream);
+    });
+    stream_fence();
+}
+
+// --- denoising_loss ------------------------------------------------------------------------------
+
+// What the prediction is compared with, from what the row has of target, x and noise.
+template <Target kKind>
+struct Targets {
+    const float *target, *x, *n;
+    F signal, level;
+
+    template <class Lanes>
+    F at(int64_t i, Lanes lanes) const {
+        switch (kKind) {
+            case Target::given: return load(target + i, lanes);
+            case Target::epsilon: return load(n + i, lanes);
+            case Target::sample: return load(x + i, lanes);
+            case Target::flow: return load(n + i, lanes) - load(x + i, lanes);
+            case Target::velocity:
+                return velocity(load(x + i, lanes), load(n + i, lanes), signal, level);
+        }
+        return signal;
+    }
+};
+
+template <Target kKind>
+double denoising_loss_of(const DenoisingLoss& a, const Plan& plan, int64_t image, int64_t chunk) {
+    constexpr bool kNoise = kKind == Target::epsilon || kKind == Target::velocity ||
+                            kKind == Target::flow;
+    constexpr bool kX = kKind == Target::sample || kKind == Target::velocity ||
+                        kKind == Target::flow;
+    Buffer p_buffer, t_buffer, x_buffer, n_buffer, gradient_buffer;
+    NoiseBuffer noise_buffer;
+    Sums sums;
+    const F scale(a.gradient_scale[image]);
+    for_rows(plan, image, chunk, [&](const Row& row) {
+        const float* p = read(a.prediction, row, p_buffer);
+        Targets<kKind> t{};
+        if (kKind == Target::given) t.target = read(a.target, row, t_buffer);
+        if (kX) t.x = read(a.x, row, x_buffer);
+        if (kNoise) t.n = noise_row(a.noise, a.keys, plan, row, noise_buffer, n_buffer);
+        if (kKind == Target::velocity) {
+            t.signal = F(a.signal[image]);
+            t.level = F(a.level[image]);
+        }
+        if (a.gradient.data == nullptr) {
+            for_lanes(row.size(), [&sums, t, p](int64_t i, auto lanes) {
+                sums.add_square(load(p + i, lanes) - t.at(i, lanes));
+            });
+            return;
+        }
+        const Output gradient = open(a.gradient, row, gradient_buffer, a.stream);
+        for_lanes(row.size(), [&sums, t, p, scale, gradient](int64_t i, auto lanes) {
+            const F difference = load(p + i, lanes) - t.at(i, lanes);
+            sums.add_square(difference);
+            store(gradient.data + i, scale * difference, lanes, gradient.stream);
+        });
+        close(a.gradient, gradient, row, a.stream);
+    });
+    stream_fence();
+    return total(sums);
+}
+
+double denoising_loss(const DenoisingLoss& a, const Plan& plan, int64_t image, int64_t chunk) {
+    switch (a.kind) {
+        case Target::given: return denoising_loss_of<Target::given>(a, plan, image, chunk);
+        case Target::epsilon: return denoising_loss_of<Target::epsilon>(a, plan, image, chunk);
+        case Target::velocity: return denoising_loss_of<Target::velocity>(a, plan, image, chunk);
+        case Target::sample: return denoising_loss_of<Target::sample>(a, plan, image, chunk);
+        case Target::flow: return denoising_loss_of<Target::flow>(a, plan, image, chunk);
+    }
+    return 0.0;
+}
+
+// --- quantize ------------------------------------------------------------------------------------
+
+template <bool kIsImage, bool kStochastic>
+void quantize_row(const Quantize& a, const Row& row, const float* value, const float* original,
+                  const float* u, float* out) {
+    const F lo(a.is_image ? a.lo : 0.0f), to_levels(a.to_levels), levels(a.levels[row.image]);
+    for_lanes(row.size(), [=](int64_t i, auto lanes) {
+        const F o = load(original + i, lanes);
+        F change = (load(value + i, lanes) - lo) * to_levels;
+        if (kIsImage) change = change - o;
+        change = select(change <= change, change, F(0.0f));  // a NaN changes nothing
+        change = kStochastic ? floor(change + load(u + i, lanes)) : round_half_even(change);
+        store(out + i, bounded_byte(o, change, levels), lanes, false);
+    });
+}
+
+void quantize(const Quantize& a, const Plan& plan, int64_t image, int64_t chunk) {
+    Buffer value_buffer, original_buffer, u_buffer, out_buffer;
+    NoiseBuffer noise_buffer;
+    for_rows(plan, image, chunk, [&](const Row& row) {
+        const float* value = read(a.value, row, value_buffer);
+        const float* original = read(a.original, row, original_buffer);
+        const float* u = a.keys == nullptr ? nullptr
+                                           : draw<Uniforms>(a.keys[image], plan, row, noise_buffer,
+                                                            u_buffer);
+        const Output out = open(a.out, row, out_buffer, false);
+        choose(a.is_image, [&](auto is_image) {
+            choose(u != nullptr, [&](auto stochastic) {
+                quantize_row<decltype(is_image)::value, decltype(stochastic)::value>(
+                    a, row, value, original, u, out.data);
+            });
+        });
+        close(a.out, out, row, a.stream);
+    });
+    stream_fence();
+}
+
+// --- image_scale ---------------------------------------------------------------------------------
+
+void image_scale(const ImageScale& a, const Plan& plan, int64_t image, int64_t chunk) {
+    Buffer x_buffer, out_buffer;
+    const F scale(a.scale[image]);
+    for_rows(plan, image, chunk, [&](const Row& row) {
+        const float* x = read(a.x, row, x_buffer);
+        const Output out = open(a.out, row, out_buffer, a.stream);
+        for_lanes(row.size(), [=](int64_t i, auto lanes) {
+            store(out.data + i, load(x + i, lanes) * scale, lanes, out.stream);
+        });
+        close(a.out, out, row, a.stream);
+    });
+    stream_fence();
+}
+
+// --- copy: the machine's limit, for benchmarks ---------------------------------------------------
+
+void copy(float* to, const float* from, int64_t n, bool stream) {
+    for_lanes(n, [=](int64_t i, auto lanes) {
+        store(to + i, load(from + i, lanes), lanes, stream && aligned(to));
+    });
+    stream_fence();
+}
+
+}  // namespace
+
+extern const Kernels kKernels;
+const Kernels kKernels = {UDP_ISA_NAME, gradient_square, stepped_square, pgd_step,   q_sample,
+                          denoising_loss, quantize, image_scale, copy};
+
+}  // namespace UDP_ISA
+}  // namespace udp

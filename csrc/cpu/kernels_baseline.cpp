@@ -1,0 +1,5 @@
+#define UDP_ISA baseline
+#define UDP_ISA_NAME "baseline"
+#include "simd_baseline.h"
+
+#include "kernels.h"

@@ -1,0 +1,117 @@
+// The arguments of the CPU kernels, and the table of kernels that each instruction set provides.
+#pragma once
+
+#include <cstdint>
+
+#include "../math/pgd.h"
+#include "../math/philox.h"
+
+namespace udp {
+
+enum class DType : int { float32, float16, bfloat16, uint8 };
+
+inline int64_t size_of(DType type) {
+    return type == DType::float32 ? 4 : type == DType::uint8 ? 1 : 2;
+}
+
+// A batch of images [images, channels, pixels], height and width (or whatever there is) as one.
+struct Shape {
+    int64_t images, channels, pixels;
+};
+
+// A tensor of that shape: strides in elements, any of them 0 where it is broadcast.
+struct Operand {
+    void* data = nullptr;  // null: absent
+    DType type = DType::float32;
+    int64_t image = 0, channel = 0, pixel = 0;
+};
+
+// How the elements of an image are walked: in chunks, the unit of work of a thread, and within a chunk
+// in rows of at most kRow elements, the unit of conversion. Planar: a row is pixels of one channel.
+// Interleaved: a row is pixels with all their channels, channel fastest. It depends on shape and
+// layout alone, so sums come out the same for any number of threads and any split of the batch.
+constexpr int64_t kRow = 1024;
+constexpr int64_t kChunk = 16384;
+
+struct Plan {
+    Shape shape;
+    bool interleaved;
+    bool single_run;  // all operands have one dense order: an image is one channel
+    int64_t chunk_channels, chunk_pixels;
+
+    int64_t pixel_chunks() const { return (shape.pixels + chunk_pixels - 1) / chunk_pixels; }
+    int64_t chunks() const {  // of one image
+        return (shape.channels + chunk_channels - 1) / chunk_channels * pixel_chunks();
+    }
+};
+
+// An argument that is one number or one for each image.
+template <class T>
+struct PerImage {
+    const T* data = nullptr;
+    int64_t stride = 0;  // 0 or 1
+    T operator[](int64_t image) const { return data[image * stride]; }
+};
+
+struct PgdStep {
+    Operand delta, gradient, original, mask;  // delta is updated in place; mask may be absent
+    Operand adversarial;
+    bool sign;           // else the step is linear in the gradient
+    bool linf;           // else the l2 ball
+    const float* size;   // [images] +-alpha, divided by the gradient's norm for an l2 step
+    const float* scale;  // [images] 1, or what brings the stepped delta into the l2 ball
+    const float* bound;  // [images] of |delta|: eps, or the largest float for the l2 ball
+    Range range;
+    bool maps_range;  // adversarial's range differs from the original's
+    bool stream;      // write `adversarial` past the caches
+};
+
+struct QSample {
+    Operand x, noise;  // noise absent: drawn from keys
+    const NoiseKey* keys;
+    const float *signal, *level;  // [images]
+    Operand noisy, noise_out;     // noise_out may be absent
+    bool stream;
+};
+
+enum class Target : int { given, epsilon, velocity, sample, flow };
+
+struct DenoisingLoss {
+    Operand prediction, target, x, noise;  // absent where the target does not need them
+    Target kind;
+    const NoiseKey* keys;
+    const float *signal, *level;  // [images], for Target::velocity
+    const float* gradient_scale;  // [images] dL/d(prediction) = gradient_scale * (prediction - target)
+    Operand gradient;             // absent: not wanted
+    bool stream;
+};
+
+struct Quantize {
+    Operand value, original, out;
+    const NoiseKey* keys;  // null: to nearest
+    const float* levels;   // [images]
+    bool is_image;         // value is the protected image, not the perturbation
+    float lo, to_levels;   // 255 / (hi - lo)
+    bool stream;
+};
+
+struct ImageScale {
+    Operand x, out;
+    PerImage<float> scale;
+    bool stream;
+};
+
+// Each function serves one chunk of one image.
+struct Kernels {
+    const char* isa;
+    double (*gradient_square)(const PgdStep&, const Plan&, int64_t image, int64_t chunk);
+    double (*stepped_square)(const PgdStep&, const Plan&, int64_t image, int64_t chunk);
+    int64_t (*pgd_step)(const PgdStep&, const Plan&, int64_t image, int64_t chunk);  // skipped
+    void (*q_sample)(const QSample&, const Plan&, int64_t image, int64_t chunk);
+    double (*denoising_loss)(const DenoisingLoss&, const Plan&, int64_t image, int64_t chunk);
+    void (*quantize)(const Quantize&, const Plan&, int64_t image, int64_t chunk);
+    void (*image_scale)(const ImageScale&, const Plan&, int64_t image, int64_t chunk);
+    void (*copy)(float* to, const float* from, int64_t n, bool stream);
+};
+
+}  // namespace udp

@@ -1,0 +1,227 @@
+// Sixteen lanes as two AVX2 registers: two independent chains hide the latency of fma and sqrt.
+// Needs AVX2, FMA and F16C. The meaning of each function is in simd_baseline.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include "../math/half.h"
+#include "../math/lanes.h"
+#include "../math/philox.h"
+
+namespace udp {
+namespace UDP_ISA {
+namespace {
+
+struct M {
+    __m256 lo, hi;
+};
+struct F {
+    __m256 lo, hi;
+    F() = default;
+    F(__m256 a, __m256 b) : lo(a), hi(b) {}
+    explicit F(float a) : lo(_mm256_set1_ps(a)), hi(lo) {}
+};
+struct U {
+    __m256i lo, hi;
+    U() = default;
+    U(__m256i a, __m256i b) : lo(a), hi(b) {}
+    explicit U(uint32_t a) : lo(_mm256_set1_epi32(static_cast<int>(a))), hi(lo) {}
+};
+
+#define UDP_BINARY(R, T, NAME, INTRINSIC) \
+    UDP_HD R NAME(T a, T b) { return {INTRINSIC(a.lo, b.lo), INTRINSIC(a.hi, b.hi)}; }
+UDP_BINARY(F, F, operator+, _mm256_add_ps)
+UDP_BINARY(F, F, operator-, _mm256_sub_ps)
+UDP_BINARY(F, F, operator*, _mm256_mul_ps)
+UDP_BINARY(U, U, operator+, _mm256_add_epi32)
+UDP_BINARY(U, U, operator-, _mm256_sub_epi32)
+UDP_BINARY(U, U, operator&, _mm256_and_si256)
+UDP_BINARY(U, U, operator|, _mm256_or_si256)
+UDP_BINARY(U, U, operator^, _mm256_xor_si256)
+#undef UDP_BINARY
+
+// minps and maxps return their second operand when either is a NaN.
+UDP_HD F at_most(F a, F bound) {
+    return {_mm256_min_ps(bound.lo, a.lo), _mm256_min_ps(bound.hi, a.hi)};
+}
+UDP_HD F at_least(F a, F bound) {
+    return {_mm256_max_ps(bound.lo, a.lo), _mm256_max_ps(bound.hi, a.hi)};
+}
+UDP_HD M operator<(F a, F b) {
+    return {_mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ)};
+}
+UDP_HD M operator>(F a, F b) { return b < a; }
+UDP_HD M operator<=(F a, F b) {
+    return {_mm256_cmp_ps(a.lo, b.lo, _CMP_LE_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_LE_OQ)};
+}
+UDP_HD M operator!=(F a, F b) {
+    return {_mm256_cmp_ps(a.lo, b.lo, _CMP_NEQ_UQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_NEQ_UQ)};
+}
+UDP_HD U operator<<(U a, int n) { return {_mm256_slli_epi32(a.lo, n), _mm256_slli_epi32(a.hi, n)}; }
+UDP_HD U operator>>(U a, int n) { return {_mm256_srli_epi32(a.lo, n), _mm256_srli_epi32(a.hi, n)}; }
+UDP_HD F fma(F a, F b, F c) {
+    return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+UDP_HD F sqrt(F a) { return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)}; }
+UDP_HD F floor(F a) { return {_mm256_floor_ps(a.lo), _mm256_floor_ps(a.hi)}; }
+UDP_HD F round_half_even(F a) {
+    constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return {_mm256_round_ps(a.lo, kMode), _mm256_round_ps(a.hi, kMode)};
+}
+UDP_HD U as_uint(F a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
+UDP_HD F as_float(U a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
+UDP_HD F to_float(U a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+UDP_HD F abs(F a) { return as_float(as_uint(a) & U(0x7fffffffu)); }
+UDP_HD F select(M m, F yes, F no) {
+    return {_mm256_blendv_ps(no.lo, yes.lo, m.lo), _mm256_blendv_ps(no.hi, yes.hi, m.hi)};
+}
+UDP_HD U select(M m, U yes, U no) { return as_uint(select(m, as_float(yes), as_float(no))); }
+UDP_HD F only_if(M m, F yes) { return {_mm256_and_ps(m.lo, yes.lo), _mm256_and_ps(m.hi, yes.hi)}; }
+UDP_HD F select_by_top_bit(U a, F yes, F no) {  // blendv looks at no other bit
+    return select(M{_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}, yes, no);
+}
+UDP_HD F flip(F a, F sign) {
+    return as_float(as_uint(a) ^ (as_uint(sign) & U(0x80000000u)));
+}
+
+struct Count {
+    __m256i v = _mm256_setzero_si256();
+    void add(M m) {  // true is -1
+        v = _mm256_sub_epi32(v, _mm256_castps_si256(m.lo));
+        v = _mm256_sub_epi32(v, _mm256_castps_si256(m.hi));
+    }
+    int64_t total() const {
+        uint32_t lanes[8];
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), v);
+        int64_t n = 0;
+        for (uint32_t lane : lanes) n += lane;
+        return n;
+    }
+};
+
+UDP_HD __m128i load_128(const void* p) {
+    return _mm_loadu_si128(static_cast<const __m128i*>(p));
+}
+UDP_HD __m128i load_64(const void* p) { return _mm_loadl_epi64(static_cast<const __m128i*>(p)); }
+UDP_HD F load16(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+UDP_HD F load16(const Float16* p) {
+    return {_mm256_cvtph_ps(load_128(p)), _mm256_cvtph_ps(load_128(p + 8))};
+}
+UDP_HD F load16(const BFloat16* p) {
+    const U words(_mm256_cvtepu16_epi32(load_128(p)), _mm256_cvtepu16_epi32(load_128(p + 8)));
+    return from_bfloat16_bits<F, U>(words);
+}
+UDP_HD F load16(const uint8_t* p) {
+    return to_float(U(_mm256_cvtepu8_epi32(load_64(p)), _mm256_cvtepu8_epi32(load_64(p + 8))));
+}
+
+// 32-bit words below 2^16 to 16 bits, in order: packus works on each half of a register apart.
+UDP_HD __m256i narrow(U a) {
+    return _mm256_permute4x64_epi64(_mm256_packus_epi32(a.lo, a.hi), 0xd8);
+}
+UDP_HD __m256i to_float16(F a) {
+    return _mm256_set_m128i(_mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT),
+                            _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT));
+}
+UDP_HD __m128i to_bytes(F a) {
+    const __m256i w = narrow(U(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)));
+    return _mm_packus_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
+}
+UDP_HD __m256i* at_256(void* p) { return static_cast<__m256i*>(p); }
+UDP_HD __m128i* at_128(void* p) { return static_cast<__m128i*>(p); }
+
+UDP_HD void store16(float* p, F a) {
+    _mm256_storeu_ps(p, a.lo);
+    _mm256_storeu_ps(p + 8, a.hi);
+}
+UDP_HD void store16(Float16* p, F a) { _mm256_storeu_si256(at_256(p), to_float16(a)); }
+UDP_HD void store16(BFloat16* p, F a) {
+    _mm256_storeu_si256(at_256(p), narrow(bfloat16_bits<F, U>(a)));
+}
+UDP_HD void store16(uint8_t* p, F a) { _mm_storeu_si128(at_128(p), to_bytes(a)); }
+
+// Past the caches; p is a multiple of 64 bytes from an aligned address.
+UDP_HD void stream16(float* p, F a) {
+    _mm256_stream_ps(p, a.lo);
+    _mm256_stream_ps(p + 8, a.hi);
+}
+UDP_HD void stream16(Float16* p, F a) { _mm256_stream_si256(at_256(p), to_float16(a)); }
+UDP_HD void stream16(BFloat16* p, F a) {
+    _mm256_stream_si256(at_256(p), narrow(bfloat16_bits<F, U>(a)));
+}
+UDP_HD void stream16(uint8_t* p, F a) { _mm_stream_si128(at_128(p), to_bytes(a)); }
+UDP_HD void stream_fence() { _mm_sfence(); }
+
+struct Sums {
+    __m256d v[4];
+    Sums() : v{_mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd()} {}
+    void add_square(F a) {
+        square(v[0], _mm256_castps256_ps128(a.lo));
+        square(v[1], _mm256_extractf128_ps(a.lo, 1));
+        square(v[2], _mm256_castps256_ps128(a.hi));
+        square(v[3], _mm256_extractf128_ps(a.hi, 1));
+    }
+    void store(double* out) const {
+        for (int i = 0; i < 4; ++i) _mm256_storeu_pd(out + 4 * i, v[i]);
+    }
+
+  private:
+    static void square(__m256d& sum, __m128 a) {
+        const __m256d d = _mm256_cvtps_pd(a);
+        sum = _mm256_fmadd_pd(d, d, sum);
+    }
+};
+
+// Eight Philox words, each in the low half of a 64-bit lane. vpmuludq reads only that half, so the
+// low product needs no masking: its upper half is rubbish that nobody reads.
+struct Words8 {
+    __m256i even, odd;
+    Words8(__m256i a, __m256i b) : even(a), odd(b) {}
+    explicit Words8(uint32_t a) : even(_mm256_set1_epi64x(a)), odd(even) {}
+};
+UDP_HD Words8 operator^(Words8 a, Words8 b) {
+    return {_mm256_xor_si256(a.even, b.even), _mm256_xor_si256(a.odd, b.odd)};
+}
+UDP_HD void multiply(Words8 a, uint32_t b, Words8& hi, Words8& lo) {
+    const __m256i factor = _mm256_set1_epi64x(b);
+    lo = {_mm256_mul_epu32(a.even, factor), _mm256_mul_epu32(a.odd, factor)};
+    hi = {_mm256_srli_epi64(lo.even, 32), _mm256_srli_epi64(lo.odd, 32)};
+}
+// Lanes even[0], odd[0], even[1], ... as eight 32-bit words.
+UDP_HD __m256i join(Words8 a) {
+    return _mm256_blend_epi32(a.even, _mm256_slli_epi64(a.odd, 32), 0xaa);
+}
+
+// Eight blocks a register, in the order 0 2 4 6 | 1 3 5 7: interleave4 then transposes within the
+// 128-bit halves only.
+UDP_HD void philox8(uint32_t first, const NoiseKey& key, __m256i (&words)[4]) {
+    const __m256i base = _mm256_set1_epi64x(first);
+    Words8 c[4] = {Words8(_mm256_add_epi64(base, _mm256_setr_epi64x(0, 4, 1, 5)),
+                          _mm256_add_epi64(base, _mm256_setr_epi64x(2, 6, 3, 7))),
+                   Words8(key.draw), Words8(key.step), Words8(key.stream)};
+    philox4x32_10(c, key.key0, key.key1);
+    for (int k = 0; k < 4; ++k) words[k] = join(c[k]);
+}
+UDP_HD void philox16(uint32_t first, const NoiseKey& key, U (&words)[4]) {
+    __m256i lo[4], hi[4];
+    philox8(first, key, lo);
+    philox8(first + 8, key, hi);
+    for (int k = 0; k < 4; ++k) words[k] = U(lo[k], hi[k]);
+}
+
+UDP_HD void interleave4(__m256 a, __m256 b, __m256 c, __m256 d, float* out) {
+    const __m256 ab_lo = _mm256_unpacklo_ps(a, b), ab_hi = _mm256_unpackhi_ps(a, b);
+    const __m256 cd_lo = _mm256_unpacklo_ps(c, d), cd_hi = _mm256_unpackhi_ps(c, d);
+    _mm256_storeu_ps(out, _mm256_shuffle_ps(ab_lo, cd_lo, 0x44));
+    _mm256_storeu_ps(out + 8, _mm256_shuffle_ps(ab_lo, cd_lo, 0xee));
+    _mm256_storeu_ps(out + 16, _mm256_shuffle_ps(ab_hi, cd_hi, 0x44));
+    _mm256_storeu_ps(out + 24, _mm256_shuffle_ps(ab_hi, cd_hi, 0xee));
+}
+UDP_HD void interleave4(const F (&w)[4], float* out) {
+    interleave4(w[0].lo, w[1].lo, w[2].lo, w[3].lo, out);
+    interleave4(w[0].hi, w[1].hi, w[2].hi, w[3].hi, out + 32);
+}
+
+}  // namespace
+}  // namespace UDP_ISA
+}  // namespace udp

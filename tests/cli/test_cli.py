@@ -1,0 +1,286 @@
+"""The command as a person meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import udp_fast
+from udp_fast import cli
+from udp_fast.diffusion import DEFAULT_SURROGATE
+from udp_fast.engine import Options
+from udp_fast.images import read_image
+from udp_fast.methods import METHODS
+
+HAS_SURROGATE = any(DEFAULT_SURROGATE.glob("*.safetensors"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for seed, name in enumerate(("a.png", "b.jpg")):
+        generator = np.random.default_rng(seed)
+        picture = generator.integers(0, 256, (40, 36, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(folder / name)
+    return folder
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.cli, [str(argument) for argument in arguments])
+
+
+def control(*arguments: object) -> Result:
+    """`protect` without a model: fast."""
+    return call("protect", *arguments, "--method", "random", "--no-evaluate")
+
+
+def test_help_reads_like_help() -> None:
+    result = call("protect", "--help")
+    assert result.exit_code == 0
+    text = result.output
+    for heading in ("Output:", "Protection:", "Photographs:", "Computation:", "Display:"):
+        assert f"\n{heading}\n" in text
+    assert text.index("Output:") < text.index("Protection:") < text.index("Display:")
+    assert "Examples:\n    udp-fast protect holiday/" in text
+    assert "Exit codes:\n    0 " in text
+    assert call("protect").output.startswith("Usage: "), "no arguments: help, not a scolding"
+    assert "protect" in call("--help").output
+
+
+def test_help_tells_the_true_defaults() -> None:
+    """They are spelled out in cli.py so that --help need not import torch."""
+    options, settings = Options(), Options().settings()
+    truth = {
+        "eps": str(options.eps),
+        "method": options.method,
+        "seed": options.seed,
+        "device": options.device,
+        "format_": options.format,
+        "group_pixels": options.group_pixels,
+        "evaluate": options.evaluate,
+    }
+    parameters = {parameter.name: parameter for parameter in cli.protect.params}
+    for name, value in truth.items():
+        assert parameters[name].default == value, name
+    for name in ("steps", "rounds"):
+        option = parameters[name]
+        assert isinstance(option, click.Option)
+        assert f"[default: {getattr(settings, name)}]" in (option.help or "")
+    assert isinstance(parameters["method"].type, click.Choice)
+    assert set(parameters["method"].type.choices) == set(METHODS)
+
+
+def test_help_and_version_need_no_torch() -> None:
+    program = "import sys; from udp_fast import cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    assert call("--version").output.strip() == f"udp-fast, version {udp_fast.__version__}"
+
+
+def test_info() -> None:
+    result = call("info")
+    assert result.exit_code == 0
+    assert "quantize" in result.output
+
+
+def test_a_folder(photos: Path, tmp_path: Path) -> None:
+    result = control(photos, "-o", tmp_path / "out", "--picture", tmp_path / "look.png")
+    assert result.exit_code == 0, result.output
+    table = result.output
+    assert "2 of 2 protected in" in table
+    assert "ε = 8/255 (8 levels), seed 0" in table
+    assert "statistical" in table
+    assert "max|Δ|" in table
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "b.png", "manifest.json"]
+    with Image.open(tmp_path / "look.png") as picture:
+        assert picture.width > 3 * 36
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["command"]
+
+
+def test_broken_files_are_named_and_stop_nothing(photos: Path, tmp_path: Path) -> None:
+    (photos / "bad.png").write_text("text")
+    (photos / "empty.jpg").touch()
+    (photos / "credits.txt").write_text("by me")
+    half = (photos / "a.png").read_bytes()
+    (photos / "half.png").write_bytes(half[: len(half) // 2])
+    Image.new("1", (4000, 4000)).save(photos / "bomb.png")
+    result = control(photos, tmp_path / "gone.png", "-o", tmp_path / "out", "--max-pixels", 10**6)
+    assert result.exit_code == 1
+    rows = {line.split()[0]: line for line in result.stdout.splitlines() if line.strip()}
+    assert "failed: not an image" in rows["bad.png"]
+    assert "failed: is empty (0 bytes)" in rows["empty.jpg"]
+    assert "failed: truncated or damaged" in rows["half.png"]
+    assert "failed: too large" in rows["bomb.png"]
+    assert "failed: no such file" in rows["gone.png"]
+    assert "skipped: not an image" in rows["credits.txt"]
+    assert "protected" in rows["a.png"]
+    assert "2 of 7 protected" in result.stdout
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "b.png", "manifest.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--eps", "8"], "eps: got 8.0, expected a finite fraction"),
+        (["--eps", "lots"], "eps: got 'lots'"),
+        (["--device", "cuda:77"], "device: got 'cuda:77', but"),
+        (["--device", "fridge"], "device: got 'fridge'"),
+        (["--steps", "0"], "steps: expected at least 1, got 0"),
+        (["--group-pixels", "0"], "group_pixels: got 0"),
+        (["--mask", "nowhere"], "mask folder nowhere: no such folder"),
+        (["--picture", "look.xyz"], "--picture look.xyz"),
+        (["--model", "/no/such/model", "--evaluate"], "no such folder: /no/such/model"),
+        (["--method", "glaze"], "'glaze' is not one of"),
+        (["--colour"], "No such option"),
+    ],
+)
+def test_usage_errors_are_2_and_write_nothing(
+    photos: Path, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    result = call(
+        "protect", photos, "-o", tmp_path / "out", "--method", "random", "--no-evaluate", *arguments
+    )
+    assert result.exit_code == 2
+    assert words in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_do_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = control(tmp_path / "empty", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "no images in" in result.output
+
+
+def test_overwrite(photos: Path, tmp_path: Path) -> None:
+    assert control(photos, "-o", tmp_path / "out").exit_code == 0
+    again = control(photos, "-o", tmp_path / "out")
+    assert again.exit_code == 1
+    assert "exists already (--overwrite replaces it)" in again.output
+    assert control(photos, "-o", tmp_path / "out", "--overwrite").exit_code == 0
+    into_inputs = control(photos, "-o", photos, "--overwrite")
+    assert into_inputs.exit_code == 1
+    assert "is itself an input" in into_inputs.output
+
+
+def test_the_picture_replaces_no_photograph(photos: Path, tmp_path: Path) -> None:
+    before = (photos / "a.png").read_bytes()
+    for path in (photos / "a.png", tmp_path / "out" / "a.png"):
+        result = control(photos, "-o", tmp_path / "out", "--overwrite", "--picture", path)
+        assert result.exit_code == 2
+        assert "is the same file as" in " ".join(result.output.split())
+    assert (photos / "a.png").read_bytes() == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_quiet_says_nothing(photos: Path, tmp_path: Path) -> None:
+    result = control(photos, "-o", tmp_path / "out", "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_jpeg_warns(photos: Path, tmp_path: Path) -> None:
+    result = control(photos, "-o", tmp_path / "out", "--format", "jpeg")
+    assert result.exit_code == 0
+    assert "Warning: JPEG is lossy" in result.output
+    assert "of the change survives" in result.output
+
+
+def test_names_cannot_confuse_the_terminal() -> None:
+    assert cli.printable("caf\udce9\x1b[31m.png") == "caf\\xe9\\x1b[31m.png"
+    assert cli.printable("Müller [bold] 山.png") == "Müller [bold] 山.png"
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_on_a_terminal(
+    photos: Path, tmp_path: Path, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The live bar and the drawn table: numbers are never cut, every reason is there."""
+    (photos / "[red]bad.png").write_text("text")
+    monkeypatch.setattr(cli, "_is_terminal", lambda stream: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    result = control(photos, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    table = result.stdout
+    for name in ("a.png", "b.jpg", "[red]bad.png"):
+        assert name in table
+    assert table.count("40") >= 2
+    assert "failed: not an image (expected PNG, JPEG, WebP, TIFF, BMP or GIF)" in table
+    assert all(len(line) <= columns for line in table.split("\n\n")[0].splitlines())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_ends_the_process_cleanly(tmp_path: Path) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    generator = np.random.default_rng(0)
+    for index in range(30):
+        picture = generator.integers(0, 256, (700, 700, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(photos / f"{index:02d}.bmp")
+    command = [sys.executable, "-m", "udp_fast", "protect", str(photos), "-o", str(out)]
+    command += ["--method", "random", "--no-evaluate", "--group-pixels", "1"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not list(out.glob("*.png")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "interrupted, every file written is whole" in output
+    found = json.loads((out / "manifest.json").read_text())
+    assert found["status"] == "interrupted"
+    written = {row["output"] for row in found["images"] if row["status"] == "protected"}
+    assert 0 < len(written) < 30
+    assert set(os.listdir(out)) == {*written, "manifest.json"}
+    for name in written:
+        read_image(out / name)
+
+
+def test_a_polite_kill_is_an_interrupt(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        cli._Lines, "result", lambda self, image: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    result = control(photos, "-o", tmp_path / "out")
+    assert result.exit_code == 130
+    assert "1 of 2 protected" in result.output
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "manifest.json"]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.skipif(not HAS_SURROGATE, reason="the surrogate in the package is not built")
+def test_the_default_path_on_one_small_photo(photos: Path, tmp_path: Path) -> None:
+    result = call("protect", photos / "a.png", "-o", tmp_path / "out", "--steps", 1, "--rounds", 1)
+    assert result.exit_code == 0, result.output
+    assert "surrogate's denoising loss against the originals: protected +" in result.output
+    (row,) = json.loads((tmp_path / "out/manifest.json").read_text())["images"]
+    assert row["max_difference"] == 8
+    assert row["loss_protected"] > 0
+    difference = read_image(tmp_path / "out/a.png").colour.int()
+    difference -= read_image(photos / "a.png").colour.int()
+    assert int(difference.abs().max()) == 8

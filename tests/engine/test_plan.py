@@ -1,0 +1,174 @@
+"""What is protected and where it goes, settled before the work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from udp_fast.engine import Options, PlanError, Task, plan_files
+
+
+def picture(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (32, 32)).save(path)
+    return path
+
+
+def plan(*inputs: Path, out: Path, **given: object) -> list[Task]:
+    keywords = {name: given.pop(name) for name in ("recursive", "mask") if name in given}
+    return plan_files(inputs, out, Options(method="none", **given), **keywords)  # type: ignore[arg-type]
+
+
+def test_folders_by_name_hidden_files_passed_over(tmp_path: Path) -> None:
+    for name in ("b.png", "a.jpg", ".hidden.png", "sub/c.png", ".git/d.png"):
+        picture(tmp_path / "in" / name)
+    (tmp_path / "in" / "notes.txt").write_text("hello")
+    flat = plan(tmp_path / "in", out=tmp_path / "out")
+    assert [(t.source.name, t.refusal, t.skipped) for t in flat] == [
+        ("a.jpg", "", False),
+        ("b.png", "", False),
+        ("notes.txt", "not an image", True),
+    ]
+    assert [t.target for t in flat][:2] == [tmp_path / "out/a.png", tmp_path / "out/b.png"]
+    deep = plan(tmp_path / "in", out=tmp_path / "out", recursive=True)
+    assert [t.target for t in deep if not t.refusal][2] == tmp_path / "out/sub/c.png"
+    assert len(deep) == 4
+
+
+def test_outputs_inside_the_input_folder_are_not_protected_again(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "out" / "b.png")
+    picture(tmp_path / "masks" / "a.png")
+    tasks = plan(
+        tmp_path, out=tmp_path / "out", recursive=True, mask=tmp_path / "masks", format="webp"
+    )
+    assert [t.source.name for t in tasks] == ["a.png"]
+
+
+def test_broken_files_are_refused_one_by_one(tmp_path: Path) -> None:
+    picture(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_text("text")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    tasks = plan(tmp_path, tmp_path / "gone.jpg", out=tmp_path / "out")
+    reasons = {t.source.name: t.refusal for t in tasks}
+    assert reasons["good.png"] == ""
+    assert "not an image" in reasons["bad.png"]
+    assert "leads back to itself" in reasons["loop.png"]
+    assert reasons["gone.jpg"] == "no such file"
+
+
+def test_links_between_folders_do_not_loop(tmp_path: Path) -> None:
+    picture(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "again").symlink_to(tmp_path / "in")
+    assert len(plan(tmp_path / "in", out=tmp_path / "out", recursive=True)) == 1
+
+
+def test_one_file_given_twice_is_done_once(tmp_path: Path) -> None:
+    a = picture(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(a)
+    tasks = plan(tmp_path, a, out=tmp_path / "out")
+    assert [t.refusal for t in tasks] == ["", "given twice", "given twice"]
+
+
+def test_equal_stems_keep_their_full_names(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "A.bmp", "c.png"):
+        picture(tmp_path / "in" / name)
+    tasks = plan(tmp_path / "in", out=tmp_path / "out")
+    assert sorted(t.target.name for t in tasks if t.target) == [
+        "A.bmp.png",
+        "a.jpg.png",
+        "a.png.png",
+        "c.png",
+    ]
+
+
+def test_equal_names_from_two_folders_are_refused_up_front(tmp_path: Path) -> None:
+    one, two = picture(tmp_path / "one/a.png"), picture(tmp_path / "two/a.png")
+    with pytest.raises(
+        PlanError, match=r"one/a\.png and .*two/a\.png would be written to the same"
+    ):
+        plan(one, two, out=tmp_path / "out")
+
+
+def test_existing_outputs_and_inputs_are_never_replaced_uninvited(tmp_path: Path) -> None:
+    a = picture(tmp_path / "in" / "a.png")
+    picture(tmp_path / "out" / "a.png")
+    assert "--overwrite" in plan(a, out=tmp_path / "out")[0].refusal
+    assert plan(a, out=tmp_path / "out", overwrite=True)[0].refusal == ""
+    for overwrite in (False, True):
+        refusal = plan(a, out=tmp_path / "in", overwrite=overwrite)[0].refusal
+        assert "is itself an input" in refusal
+    os.link(a, tmp_path / "out" / "linked.png")
+    b = picture(tmp_path / "linked.png")
+    tasks = plan(a, b, out=tmp_path / "out", overwrite=True)
+    assert "is itself an input" in tasks[1].refusal
+
+
+def test_masks_are_inputs_too(tmp_path: Path) -> None:
+    picture(tmp_path / "in" / "a.jpg")
+    picture(tmp_path / "masks" / "a.png")
+    masks = tmp_path / "masks"
+    tasks = plan(tmp_path / "in", out=masks, mask=masks, overwrite=True)
+    assert "is itself an input" in tasks[0].refusal
+
+
+def test_senseless_requests(tmp_path: Path) -> None:
+    a = picture(tmp_path / "in" / "a.png")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PlanError, match=r"no images in .*--recursive"):
+        plan(tmp_path / "empty", out=tmp_path / "out")
+    with pytest.raises(PlanError, match=r"output folder .*is a file"):
+        plan(a, out=a)
+    with pytest.raises(PlanError, match=r"mask folder .*no such folder"):
+        plan(a, out=tmp_path / "out", mask=tmp_path / "gone")
+    with pytest.raises(PlanError, match=r"holds no PNG named like .*a\.png"):
+        plan(a, out=tmp_path / "out", mask=tmp_path / "empty")
+
+
+def test_masks_are_found_by_stem_and_folder(tmp_path: Path) -> None:
+    for name in ("in/x/a.jpg", "in/y/a.jpg", "in/y/b.jpg", "masks/a.png", "masks/y/a.png"):
+        picture(tmp_path / name)
+    tasks = plan(tmp_path / "in", out=tmp_path / "o", recursive=True, mask=tmp_path / "masks")
+    assert [t.mask for t in tasks] == [tmp_path / "masks/a.png", tmp_path / "masks/y/a.png", None]
+    assert tasks[2].mask_notes == ("no mask: the whole photo is protected",)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"format": "gif"}, "format: got 'gif'"),
+        ({"device": "tpu"}, "device: got 'tpu'"),
+        ({"device": "cuda:99"}, "device: got 'cuda:99', but"),
+        ({"group_pixels": 0}, "group_pixels: got 0"),
+        ({"max_pixels": 0}, "max_pixels: got 0"),
+        ({"steps": 0}, "steps: expected at least 1"),
+        ({"eps": "8"}, "eps: got"),
+        ({"method": "glaze"}, "method: expected one of"),
+        ({"extra": {"colour": 1}}, "unknown colour"),
+    ],
+)
+def test_options_are_checked_where_they_are_made(given: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Options(**given)
+
+
+def test_a_closed_subfolder_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "closed").mkdir()
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    tasks = plan(tmp_path / "in", out=tmp_path / "out", recursive=True)
+    assert [(t.source.name, t.refusal) for t in tasks] == [
+        ("a.png", ""),
+        ("closed", "the folder cannot be read"),
+    ]

@@ -1,0 +1,59 @@
+"""Native CPU kernels (csrc/cpu), one pass over memory an op, on torch's own threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..registry import Backend
+from . import native
+from .denoising_loss import denoising_loss
+from .image_scale import image_scale
+from .pgd_step import pgd_step_
+from .q_sample import q_sample
+from .quantize import quantize
+
+#: What an op reads or writes; anything else among its tensors is one number an image.
+_SERVED = frozenset(native.DTYPES) | {torch.int64}
+
+
+def _not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
+    for value in args:
+        if type(value) is torch.dtype:
+            if value not in native.DTYPES:
+                return [f"out_dtype {value} is not served, only float32, bfloat16 and float16"]
+        elif isinstance(value, Tensor):
+            if value.dtype not in _SERVED:
+                return [f"{value.dtype} is not served, only float32, bfloat16 and float16"]
+            if not value.is_cpu:
+                return [f"a tensor is on {value.device}, not in the processor's memory"]
+    return []
+
+
+def _status() -> str:
+    if native.MISSING:
+        return native.MISSING
+    found = native.module()
+    try:
+        isa = found.isa()
+    except ValueError as error:
+        return f"not usable: {error}"
+    compiled = ", ".join(found.compiled_isas())
+    return f"{isa} kernels (built: {compiled}) on {found.threading_runtime()}"
+
+
+BACKEND = Backend(
+    name="cpu",
+    ops={
+        "denoising_loss": denoising_loss,
+        "image_scale": image_scale,
+        "pgd_step_": pgd_step_,
+        "q_sample": q_sample,
+        "quantize": quantize,
+    },
+    not_supported_reasons=_not_supported_reasons,
+    status=_status,
+    missing=native.MISSING,
+)

@@ -1,0 +1,82 @@
+"""The minimisation: training the surrogate on the images as they are protected so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from udp_fast.diffusion import Denoiser, TileGrid, TimestepSampler
+from udp_fast.methods.ascent import perturbed
+from udp_fast.methods.items import ImageItem
+from udp_fast.methods.settings import Settings
+from udp_fast.ops import denoising_loss, q_sample
+
+__all__ = ["adapt", "protected_crops"]
+
+
+def protected_crops(
+    items: Sequence[ImageItem], *, count: int, size: int, multiple: int, rng: np.random.Generator
+) -> Tensor:
+    """Random crops of the perturbed images, float32 [count, 3, size, size] in [-1, 1].
+
+    Images are chosen with equal chances, flips too; smaller images are continued by reflection.
+    """
+    size = max(size // multiple, 1) * multiple
+    images: dict[int, Tensor] = {}
+    crops = []
+    for choice in rng.integers(len(items), size=count).tolist():
+        image = images.setdefault(choice, perturbed(items[choice]))
+        height, width = image.shape[1:]
+        room = (max(height - size, 0), max(width - size, 0))
+        top, left = (int(rng.integers(r + 1)) for r in room)
+        view = image[:, top : top + size, left : left + size]
+        if view.shape[1:] != (size, size):
+            grid = TileGrid.fit(*view.shape[1:], tile=size, overlap=0, multiple=size)
+            view = grid.cut(view)[0]
+        crops.append(view.flip(2) if rng.integers(2) else view)
+    return torch.stack(crops)
+
+
+def adapt(
+    items: Sequence[ImageItem],
+    denoiser: Denoiser,
+    optimiser: torch.optim.Optimizer,
+    sampler: TimestepSampler,
+    settings: Settings,
+    *,
+    round_index: int,
+) -> Iterator[float]:
+    """Take ``settings.surrogate_steps`` optimiser steps; yields the loss of each."""
+    module = denoiser.module
+    module.train()
+    device = items[0].original.device
+    table = denoiser.schedule.alphas_cumprod.to(device)
+    for step in range(settings.surrogate_steps):
+        words = (settings.seed % 2**64, round_index, step, 1)
+        rng = np.random.default_rng(words)
+        x = protected_crops(
+            items,
+            count=settings.surrogate_batch,
+            size=settings.surrogate_crop,
+            multiple=denoiser.multiple,
+            rng=rng,
+        )
+        t = sampler.stratified(len(x), 1, seed=words)[0].to(device)
+        noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)).to(device)
+        x_t = q_sample(x, t, table, noise=noise)
+        loss = denoising_loss(
+            denoiser(x_t, t),
+            x=x,
+            t=t,
+            alphas_cumprod=table,
+            noise=noise,
+            prediction_type=denoiser.prediction_type,
+        )
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        yield float(loss.detach())
+    module.eval()

@@ -1,0 +1,118 @@
+"""The max-min alternation that UDP and EUDP share; they differ in the law of the timesteps.
+
+    max over delta, |delta| <= eps, of min over theta of
+        E_{t ~ p, n ~ N(0, I)} || n - n_theta( sqrt(a_t) m(x + delta) + sqrt(1 - a_t) n, t ) ||^2
+
+(Zhao et al., 2023, arXiv 2306.01902), m(x) = 2 x - 1, a_t = alphas_cumprod[t].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from udp_fast.diffusion import Denoiser, TimestepSampler
+from udp_fast.methods.adaptation import adapt
+from udp_fast.methods.ascent import ascend, image_gradient, perturbed, step_grid
+from udp_fast.methods.items import ImageItem, Progress, ProgressCallback
+from udp_fast.methods.random_noise import random_signs_
+from udp_fast.methods.settings import Settings
+from udp_fast.methods.weights import frozen, preserved
+from udp_fast.ops.noise import Stream
+
+__all__ = ["alternate"]
+
+
+def alternate(
+    items: Sequence[ImageItem],
+    denoiser: Denoiser,
+    sampler: TimestepSampler,
+    settings: Settings,
+    on_progress: ProgressCallback | None = None,
+) -> None:
+    """Fill ``item.delta`` of every item in place; the denoiser's weights come back as they were.
+
+    The outcome depends on the seed, the image ids and the set of images, not on their order: items
+    are visited in the order of their ids.
+    """
+    items = sorted(items, key=lambda item: item.image_id)
+    total = settings.rounds * (settings.surrogate_steps + settings.steps * len(items))
+    done = 0
+
+    def report(phase: str, turn: int, step: int, image_id: int | None, loss: float) -> None:
+        nonlocal done
+        done += 1
+        if on_progress is not None:
+            on_progress(Progress(phase, turn, step, done, total, image_id, loss))
+
+    for item in items:
+        if settings.random_start:
+            random_signs_(item, settings, stream=Stream.RANDOM_START)
+        else:
+            item.delta.zero_()
+    ascent_sampler = sampler
+    if settings.importance:
+        ascent_sampler = sampler.with_importance(gradient_size(denoiser, settings))
+    module = denoiser.module
+    with preserved(module):
+        module.requires_grad_(True)
+        optimiser = torch.optim.AdamW(module.parameters(), lr=settings.surrogate_lr)
+        for turn in range(settings.rounds):
+            losses = adapt(items, denoiser, optimiser, sampler, settings, round_index=turn)
+            for step, loss in enumerate(losses):
+                report("surrogate", turn, step, None, loss)
+            optimiser.zero_grad(set_to_none=True)
+            with frozen(module):
+                for index in range(len(items)):
+                    for step, loss in enumerate(
+                        _perturb(items, index, denoiser, ascent_sampler, settings, turn)
+                    ):
+                        report("perturb", turn, step, items[index].image_id, loss)
+
+
+def gradient_size(denoiser: Denoiser, settings: Settings) -> Tensor:
+    """About how large the gradient that reaches the image is at each timestep, float64 [T].
+
+    The error of an epsilon (or v) prediction answers the perturbation d by about sqrt(snr) * d,
+    snr = a_t / (1 - a_t), so its squared loss has a gradient like snr * d, until the noise is
+    weaker than the perturbation itself (snr > 1 / d^2, d = 2 eps in [-1, 1]), where it levels
+    off. For a model that predicts the image the two cancel.
+    """
+    a = denoiser.schedule.alphas_cumprod.double().clamp(min=1e-12)
+    if denoiser.prediction_type == "sample":
+        return torch.ones_like(a)
+    return 1.0 / ((1.0 - a) / a + max((2 * settings.eps.eps) ** 2, 1e-6))
+
+
+def _perturb(
+    items: Sequence[ImageItem],
+    index: int,
+    denoiser: Denoiser,
+    sampler: TimestepSampler,
+    settings: Settings,
+    turn: int,
+) -> Iterator[float]:
+    """The PGD steps of one image in one round; yields the loss before each."""
+    item = items[index]
+    image = perturbed(item)
+    for step in range(turn * settings.steps, (turn + 1) * settings.steps):
+        # Timesteps are stratified over the tiles of all images; each image takes its part.
+        grids = [step_grid(other, denoiser, settings, step=step) for other in items]
+        before = sum(len(grid) for grid in grids[:index])
+        rows = sum(len(grid) for grid in grids)
+        t = sampler.stratified(rows, settings.draws, seed=(settings.seed, step))
+        t = t[:, before : before + len(grids[index])]
+        gradient, loss = image_gradient(
+            image,
+            denoiser,
+            grids[index],
+            t,
+            sampler.weights(t),
+            seed=settings.seed,
+            image_id=item.image_id,
+            step=step,
+        )
+        image = ascend(item, gradient, settings)
+        yield loss

@@ -1,0 +1,130 @@
+"""The maximisation: projected sign-gradient ascent of the denoising loss on the perturbation."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from udp_fast.diffusion import Denoiser, TileGrid
+from udp_fast.methods.items import ImageItem
+from udp_fast.methods.settings import Settings
+from udp_fast.ops import denoising_loss, noise_key, pgd_step_, q_sample
+
+__all__ = ["ascend", "image_gradient", "perturbed", "step_grid"]
+
+#: Pixels of one model call: what bounds the memory of the activations.
+_PIXELS_PER_CALL = 512 * 512
+
+#: Noise streams of the tiles start here; lower numbers have other uses.
+_TILE_STREAM = 1 << 16
+
+
+def perturbed(item: ImageItem) -> Tensor:
+    """The image as the model sees it: float32 [3, H, W] in [-1, 1]."""
+    image = item.original.float().div_(255).add_(item.delta.float()).clamp_(0, 1)
+    return image.mul_(2).sub_(1)
+
+
+def step_grid(item: ImageItem, denoiser: Denoiser, settings: Settings, *, step: int) -> TileGrid:
+    """The tiles of one step: the grid moves from step to step by up to ``settings.overlap``.
+
+    Only the seed, the image and the step decide how far.
+    """
+    slack = settings.overlap
+    words = [settings.seed % 2**64, item.image_id % 2**64, step]
+    down, right = np.random.default_rng(words).integers(0, slack + 1, size=2).tolist()
+    height, width = item.original.shape[1:]
+    return TileGrid.fit(
+        height,
+        width,
+        tile=max(settings.tile, denoiser.multiple),
+        overlap=settings.overlap,
+        multiple=denoiser.multiple,
+        shift=(down, right),
+        slack=slack,
+    )
+
+
+def image_gradient(
+    image: Tensor,  # float32 [3, H, W]
+    denoiser: Denoiser,
+    grid: TileGrid,
+    t: Tensor,  # int64 [draws, tiles]
+    weight: Tensor,  # float32 [draws, tiles]
+    *,
+    seed: int,
+    image_id: int,
+    step: int,
+) -> tuple[Tensor, float]:
+    """Gradient of the denoising loss with respect to the image, tiles blended.
+
+    Args:
+        image: the perturbed image in [-1, 1].
+        t: a timestep for each draw of each tile.
+        weight: what the losses are multiplied by.
+        seed, image_id, step: decide the noise, together with the draw and the tile.
+
+    Returns:
+        float32 [3, H, W], a positive multiple of the gradient (its sign is what counts), and the
+        mean of the weighted losses.
+    """
+    tiles = grid.cut(image)
+    height, width = grid.tile_shape
+    batch = max(1, _PIXELS_PER_CALL // (height * width))
+    device = image.device
+    table = denoiser.schedule.alphas_cumprod.to(device)
+    t, weight = t.to(device), weight.to(device)
+    gradient = torch.zeros_like(tiles)
+    total = 0.0
+    keys = [
+        torch.cat(
+            [
+                noise_key(
+                    seed,
+                    [image_id],
+                    draw=draw,
+                    step=step,
+                    stream=_TILE_STREAM + tile,
+                    device=device,
+                )
+                for tile in range(len(grid))
+            ]
+        )
+        for draw in range(t.shape[0])
+    ]
+    for first in range(0, len(grid), batch):
+        part = slice(first, first + batch)
+        for draw in range(t.shape[0]):
+            clean = tiles[part].detach().requires_grad_()
+            key = keys[draw][part]
+            x_t = q_sample(clean, t[draw, part], table, key=key)
+            prediction = denoiser(x_t, t[draw, part])
+            loss = denoising_loss(
+                prediction,
+                x=clean,
+                t=t[draw, part],
+                alphas_cumprod=table,
+                key=key,
+                weight=weight[draw, part],
+                prediction_type=denoiser.prediction_type,
+                reduction="sum",
+            )
+            (slope,) = torch.autograd.grad(loss, clean)
+            gradient[part] += slope
+            total += float(loss.detach())
+    return grid.blend(gradient), total / t.numel()
+
+
+def ascend(item: ImageItem, gradient: Tensor, settings: Settings) -> Tensor:
+    """One PGD step on ``item.delta``; returns the perturbed image, float32 [3, H, W] in [-1, 1]."""
+    stepped = pgd_step_(
+        item.delta.unsqueeze(0),
+        gradient.unsqueeze(0),
+        item.original.unsqueeze(0),
+        alpha=settings.step_size,
+        eps=settings.eps,
+        mask=item.batched_mask,
+        out_range=(-1.0, 1.0),
+    )
+    return stepped.adv[0]
