@@ -46,8 +46,8 @@ format: $(VENV)/.test  ## rewrite the sources as lint wants them
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-bench: $(VENV)/.bench  ## time the kernels, print the table of bars
-	$(BIN)/python -m pytest benchmarks
+bench: $(VENV)/.bench  ## time the ops, print the table, write docs/performance.md
+	$(BIN)/python -m benchmarks --write docs/performance.md
 
 clean:  ## remove the environment and everything built or written by these targets
 	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -1,4 +1,4 @@
-"""Builds udp_fast._native, the CPU kernels, and where nvcc is found udp_fast._native_cuda: C++17
+"""Builds udp_fast._native, the CPU kernels, and when asked udp_fast._native_cuda: C++17
 and pybind11, no torch.
 
 UDP_NO_NATIVE=1 leaves both out; every op then runs on the reference backend. UDP_NO_CUDA=1 leaves
@@ -51,8 +51,6 @@ SOURCES = [
     "csrc/cpu/launch.cpp",
     "csrc/cpu/parallel.cpp",
 ]
-
-
 
 
 def load_cuda_build() -> Any:

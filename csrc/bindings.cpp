@@ -1,6 +1,6 @@
 // udp_fast._native: the kernels for Python. Tensors come as addresses, sizes and strides, so this
-// needs no torch to build and serves any torch. udp_fast/backends/cpu prepares the arguments and has
-// checked them; nothing is checked here but what would not parse.
+// needs no torch to build and serves any torch. udp_fast/backends/cpu prepares the arguments and
+// has checked them; nothing is checked here but what would not parse.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -46,7 +46,8 @@ std::vector<udp::NoiseKey> noise_keys(uintptr_t address, int64_t images) {
     const uint64_t* row = reinterpret_cast<const uint64_t*>(address);
     for (int64_t b = 0; row != nullptr && b < images; ++b, row += 3) {
         const auto low = [](uint64_t word) { return static_cast<uint32_t>(word); };
-        keys.push_back({low(row[0]), low(row[0] >> 32), low(row[1]), low(row[1] >> 32), low(row[2])});
+        keys.push_back(
+            {low(row[0]), low(row[0] >> 32), low(row[1]), low(row[1] >> 32), low(row[2])});
     }
     return keys;
 }
@@ -66,9 +67,8 @@ void pgd_step(const py::tuple& shape, const py::object& delta, const py::object&
     args.mask = operand(mask);
     args.adversarial = operand(adversarial);
     const auto narrow = [](double a) { return static_cast<float>(a); };
-    args.range = {narrow(lo),     narrow(hi),
-                  narrow(hi - lo), narrow(out_lo),
-                  narrow(out_hi), narrow((out_hi - out_lo) / (hi - lo))};
+    args.range = {narrow(lo),     narrow(hi),     narrow(hi - lo),
+                  narrow(out_lo), narrow(out_hi), narrow((out_hi - out_lo) / (hi - lo))};
     args.maps_range = lo != out_lo || hi != out_hi;
     const udp::Shape sizes = shape_of(shape);
     const auto alphas = per_image<float>(alpha), bounds = per_image<float>(eps);
@@ -174,10 +174,12 @@ PYBIND11_MODULE(_native, m) {
     m.def("quantize", &quantize);
     m.def("image_scale", &image_scale);
 
-    m.def("compiled_isas", [] { return isa_names(false); },
-          "Instruction sets in this build, plainest first.");
-    m.def("supported_isas", [] { return isa_names(true); },
-          "Those of them that this processor runs.");
+    m.def(
+        "compiled_isas", [] { return isa_names(false); },
+        "Instruction sets in this build, plainest first.");
+    m.def(
+        "supported_isas", [] { return isa_names(true); },
+        "Those of them that this processor runs.");
     m.def("isa", [] { return std::string(udp::kernels().isa); }, "The one in use.");
     m.def("use_isa", &udp::use_isa, py::arg("name"),
           "Use another from now on; '' goes back to UDP_FAST_CPU_ISA or the best.");

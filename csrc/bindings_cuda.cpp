@@ -1,5 +1,5 @@
-// udp_fast._native_cuda: the CUDA kernels for Python. Tensors come as addresses, sizes and strides, as
-// in bindings.cpp; udp_fast/backends/cuda prepares the arguments and has checked them.
+// udp_fast._native_cuda: the CUDA kernels for Python. Tensors come as addresses, sizes and strides,
+// as in bindings.cpp; udp_fast/backends/cuda prepares the arguments and has checked them.
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
 
@@ -43,9 +43,9 @@ void check(const char* op, int code, const std::string& arguments) {
     if (code == cudaSuccess) return;
     const cudaError_t error = static_cast<cudaError_t>(code);
     (void)cudaGetLastError();  // or the next call of anyone in this process would report it again
-    throw std::runtime_error(std::string(op) + ": CUDA says \"" + cudaGetErrorString(error) + "\" (" +
-                             cudaGetErrorName(error) + ", " + std::to_string(code) + ") for " +
-                             arguments);
+    throw std::runtime_error(std::string(op) + ": CUDA says \"" + cudaGetErrorString(error) +
+                             "\" (" + cudaGetErrorName(error) + ", " + std::to_string(code) +
+                             ") for " + arguments);
 }
 
 std::string words(const udp::Shape& s) {
@@ -70,9 +70,9 @@ void pgd_step(const py::tuple& shape, const py::object& delta, const py::object&
                       m = operand(mask), adv = operand(adversarial);
     const udp::PerImage a = per_image(alpha), e = per_image(eps);
     const udp::Bounds bounds{lo, hi, out_lo, out_hi};
-    const int error = udp_pgd_step(&s, &d, &g, &x, &m, &adv, &a, &e, step, norm, maximize, &bounds,
-                                   address<int64_t>(skipped), address<void>(workspace),
-                                   address<void>(stream));
+    const int error =
+        udp_pgd_step(&s, &d, &g, &x, &m, &adv, &a, &e, step, norm, maximize, &bounds,
+                     address<int64_t>(skipped), address<void>(workspace), address<void>(stream));
     check("pgd_step_", error,
           words(s) + words("delta", d) + words("grad", g) + words("x", x) + words("mask", m));
 }
@@ -97,9 +97,8 @@ void pgd_step_multi(const py::list& images, const py::tuple& types, const py::tu
     const udp::PerImage a = per_image(alpha), e = per_image(eps);
     const udp::Bounds bounds{lo, hi, out_lo, out_hi};
     const int64_t count = static_cast<int64_t>(list.size());
-    const int error =
-        udp_pgd_step_multi(list.data(), count, dtypes, &a, &e, step, maximize, &bounds,
-                           address<int64_t>(skipped), address<void>(stream));
+    const int error = udp_pgd_step_multi(list.data(), count, dtypes, &a, &e, step, maximize,
+                                         &bounds, address<int64_t>(skipped), address<void>(stream));
     check("pgd_step_multi_", error, std::to_string(count) + " images");
 }
 
@@ -128,10 +127,9 @@ void denoising_loss(const py::tuple& shape, const py::object& prediction, const 
                       n = operand(noise), g = operand(gradient);
     const udp::Schedule levels = schedule(t, table, false);
     const udp::PerImage w = per_image(weight);
-    const int error = udp_denoising_loss(&s, &p, &given, &clean, &levels, &n,
-                                         address<const int64_t>(keys), &w, kind, &g, gradient_scale,
-                                         address<float>(loss), address<void>(workspace),
-                                         address<void>(stream));
+    const int error = udp_denoising_loss(
+        &s, &p, &given, &clean, &levels, &n, address<const int64_t>(keys), &w, kind, &g,
+        gradient_scale, address<float>(loss), address<void>(workspace), address<void>(stream));
     check("denoising_loss", error,
           words(s) + words("pred", p) + words("target", given) + words("x", clean));
 }
@@ -142,8 +140,8 @@ void quantize(const py::tuple& shape, const py::object& value, const py::object&
     const udp::Shape s = shape_of(shape);
     const udp::Tensor v = operand(value), o = operand(original), q = operand(out);
     const udp::PerImage e = per_image(eps);
-    const int error = udp_quantize(&s, &v, &o, &e, address<const int64_t>(keys), is_image, lo, hi, &q,
-                                   address<void>(stream));
+    const int error = udp_quantize(&s, &v, &o, &e, address<const int64_t>(keys), is_image, lo, hi,
+                                   &q, address<void>(stream));
     check("quantize", error, words(s) + words("value", v) + words("original", o));
 }
 
@@ -156,15 +154,16 @@ void image_scale(const py::tuple& shape, const py::object& x, const py::tuple& s
     check("image_scale", error, words(s) + words("x", in));
 }
 
-// How many GPUs there are, and if none, CUDA's words for why. Without a driver the call may answer any
-// of several errors and leave its output as it was.
+// How many GPUs there are, and if none, CUDA's words for why. Without a driver the call may answer
+// any of several errors and leave its output as it was.
 py::tuple devices() {
     int count = 0;
     const cudaError_t error = cudaGetDeviceCount(&count);
     if (error == cudaSuccess) return py::make_tuple(count, "");
     (void)cudaGetLastError();
-    return py::make_tuple(0, std::string(cudaGetErrorString(error)) + " (" + cudaGetErrorName(error) +
-                                 ", " + std::to_string(static_cast<int>(error)) + ")");
+    return py::make_tuple(0, std::string(cudaGetErrorString(error)) + " (" +
+                                 cudaGetErrorName(error) + ", " +
+                                 std::to_string(static_cast<int>(error)) + ")");
 }
 
 }  // namespace

@@ -26,9 +26,13 @@ extern const Kernels kKernels;
 namespace {
 
 #if defined(UDP_X86) && defined(_MSC_VER)
-bool bit(int word, int n) { return (word >> n & 1) != 0; }
+bool bit(int word, int n) {
+    return (word >> n & 1) != 0;
+}
 // The operating system keeps the registers of these states (XCR0) across a task switch.
-bool saves(unsigned states) { return (_xgetbv(0) & states) == states; }
+bool saves(unsigned states) {
+    return (_xgetbv(0) & states) == states;
+}
 bool has_avx2() {
     int one[4], seven[4];
     __cpuid(one, 1);

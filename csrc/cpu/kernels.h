@@ -1,8 +1,8 @@
 // The kernels, written once: each instruction set's translation unit includes this after its
 // simd_*.h. The formulas are in ../math; here is only how they are fed.
 //
-// Lambdas capture by value: a vector store may alias anything, so what is captured by reference would
-// be read again after each store.
+// Lambdas capture by value: a vector store may alias anything, so what is captured by reference
+// would be read again after each store.
 #pragma once
 
 #include "../math/diffuse.h"
@@ -33,8 +33,8 @@ UDP_HD void choose(bool which, Body body) {
 
 // --- pgd_step ------------------------------------------------------------------------------------
 
-// delta after the step and before any projection, and how many elements of the gradient were finite.
-// D, G: storage types. mask may be null.
+// delta after the step and before any projection, and how many elements of the gradient were
+// finite. D, G: storage types. mask may be null.
 template <class D, class G>
 struct Stepper {
     const D* delta;
@@ -91,23 +91,28 @@ UDP_HD F original_value(const float* p, int64_t i, Lanes lanes, const Range&, fl
     return load(p + i, lanes);
 }
 template <class Lanes>
-UDP_HD F original_value(const uint8_t* p, int64_t i, Lanes lanes, const Range& range, float* values) {
+UDP_HD F original_value(const uint8_t* p, int64_t i, Lanes lanes, const Range& range,
+                        float* values) {
     const F x = from_byte(load(p + i, lanes), range);
     store(values + i, x, lanes, false);
     return x;
 }
-UDP_HD const float* values_of(const float* original, const float*) { return original; }
-UDP_HD const float* values_of(const uint8_t*, const float* values) { return values; }
+UDP_HD const float* values_of(const float* original, const float*) {
+    return original;
+}
+UDP_HD const float* values_of(const uint8_t*, const float* values) {
+    return values;
+}
 
-// D, G, X, Adv: storage types. Returns how many elements of the gradient were finite, the zeros that
-// stand for elements past the end of the row included.
+// D, G, X, Adv: storage types. Returns how many elements of the gradient were finite, the zeros
+// that stand for elements past the end of the row included.
 //
 // Two loops: the second finds delta in the first cache as it was rounded. And one loop's chain of
 // dependent instructions is so long, with conversions, that the processor cannot hold enough
 // iterations at once to hide it; two short chains take a quarter less time.
 template <bool kSign, bool kMasked, bool kMaps, bool kScales, class D, class G, class X, class Adv>
-int64_t pgd_row(const PgdStep& a, const Row& row, const Stepper<D, G> s, const X* original, D* delta,
-                Adv* adv, bool stream) {
+int64_t pgd_row(const PgdStep& a, const Row& row, const Stepper<D, G> s, const X* original,
+                D* delta, Adv* adv, bool stream) {
     const F bound(a.bound[row.image]), scale(kScales ? a.scale[row.image] : 1.0f);
     const Range range = a.range;
     Buffer buffer;
@@ -126,7 +131,9 @@ int64_t pgd_row(const PgdStep& a, const Row& row, const Stepper<D, G> s, const X
     return finite.total();
 }
 
-int64_t lanes_in(const Row& row) { return (row.size() + 15) / 16 * 16; }
+int64_t lanes_in(const Row& row) {
+    return (row.size() + 15) / 16 * 16;
+}
 
 // Any call. delta keeps its type, whose rounding matters; all else is made float32 row by row.
 template <class D>
@@ -179,15 +186,16 @@ int64_t pgd_step_direct(const PgdStep& a, const Plan& plan, int64_t image, int64
         const X* original = reinterpret_cast<const X*>(locate(a.original, row).data);
         Adv* adv = reinterpret_cast<Adv*>(locate(a.adversarial, row).data);
         const Stepper<D, G> s{delta, gradient, nullptr, F(a.size[image])};
-        skipped += lanes_in(row) - pgd_row<true, false, false, false>(a, row, s, original, delta, adv,
-                                                                      a.stream && aligned(adv));
+        skipped += lanes_in(row) - pgd_row<true, false, false, false>(
+                                       a, row, s, original, delta, adv, a.stream && aligned(adv));
     });
     return skipped;
 }
 
 using PgdKernel = int64_t (*)(const PgdStep&, const Plan&, int64_t, int64_t);
 
-// Directly for the types of a run in 16 bits: a byte original, gradient and result of one 16-bit type.
+// Directly for the types of a run in 16 bits: a byte original, gradient and result of one 16-bit
+// type.
 PgdKernel pgd_kernel(const PgdStep& a, const Plan& plan) {
     const DType delta = a.delta.type, gradient = a.gradient.type;
     const bool usual = a.sign && a.linf && a.mask.data == nullptr && !a.maps_range;
@@ -253,10 +261,14 @@ struct Targets {
     template <class Lanes>
     F at(int64_t i, Lanes lanes) const {
         switch (kKind) {
-            case Target::given: return load(target + i, lanes);
-            case Target::epsilon: return load(n + i, lanes);
-            case Target::sample: return load(x + i, lanes);
-            case Target::flow: return load(n + i, lanes) - load(x + i, lanes);
+            case Target::given:
+                return load(target + i, lanes);
+            case Target::epsilon:
+                return load(n + i, lanes);
+            case Target::sample:
+                return load(x + i, lanes);
+            case Target::flow:
+                return load(n + i, lanes) - load(x + i, lanes);
             case Target::velocity:
                 return velocity(load(x + i, lanes), load(n + i, lanes), signal, level);
         }
@@ -266,10 +278,10 @@ struct Targets {
 
 template <Target kKind>
 double denoising_loss_of(const DenoisingLoss& a, const Plan& plan, int64_t image, int64_t chunk) {
-    constexpr bool kNoise = kKind == Target::epsilon || kKind == Target::velocity ||
-                            kKind == Target::flow;
-    constexpr bool kX = kKind == Target::sample || kKind == Target::velocity ||
-                        kKind == Target::flow;
+    constexpr bool kNoise =
+        kKind == Target::epsilon || kKind == Target::velocity || kKind == Target::flow;
+    constexpr bool kX =
+        kKind == Target::sample || kKind == Target::velocity || kKind == Target::flow;
     Buffer p_buffer, t_buffer, x_buffer, n_buffer, gradient_buffer;
     NoiseBuffer noise_buffer;
     Sums sums;
@@ -304,11 +316,16 @@ double denoising_loss_of(const DenoisingLoss& a, const Plan& plan, int64_t image
 
 double denoising_loss(const DenoisingLoss& a, const Plan& plan, int64_t image, int64_t chunk) {
     switch (a.kind) {
-        case Target::given: return denoising_loss_of<Target::given>(a, plan, image, chunk);
-        case Target::epsilon: return denoising_loss_of<Target::epsilon>(a, plan, image, chunk);
-        case Target::velocity: return denoising_loss_of<Target::velocity>(a, plan, image, chunk);
-        case Target::sample: return denoising_loss_of<Target::sample>(a, plan, image, chunk);
-        case Target::flow: return denoising_loss_of<Target::flow>(a, plan, image, chunk);
+        case Target::given:
+            return denoising_loss_of<Target::given>(a, plan, image, chunk);
+        case Target::epsilon:
+            return denoising_loss_of<Target::epsilon>(a, plan, image, chunk);
+        case Target::velocity:
+            return denoising_loss_of<Target::velocity>(a, plan, image, chunk);
+        case Target::sample:
+            return denoising_loss_of<Target::sample>(a, plan, image, chunk);
+        case Target::flow:
+            return denoising_loss_of<Target::flow>(a, plan, image, chunk);
     }
     return 0.0;
 }
@@ -335,9 +352,9 @@ void quantize(const Quantize& a, const Plan& plan, int64_t image, int64_t chunk)
     for_rows(plan, image, chunk, [&](const Row& row) {
         const float* value = read(a.value, row, value_buffer);
         const float* original = read(a.original, row, original_buffer);
-        const float* u = a.keys == nullptr ? nullptr
-                                           : draw<Uniforms>(a.keys[image], plan, row, noise_buffer,
-                                                            u_buffer);
+        const float* u = a.keys == nullptr
+                             ? nullptr
+                             : draw<Uniforms>(a.keys[image], plan, row, noise_buffer, u_buffer);
         const Output out = open(a.out, row, out_buffer, false);
         choose(a.is_image, [&](auto is_image) {
             choose(u != nullptr, [&](auto stochastic) {
@@ -378,8 +395,8 @@ void copy(float* to, const float* from, int64_t n, bool stream) {
 }  // namespace
 
 extern const Kernels kKernels;
-const Kernels kKernels = {UDP_ISA_NAME, gradient_square, stepped_square, pgd_step,   q_sample,
-                          denoising_loss, quantize, image_scale, copy};
+const Kernels kKernels = {UDP_ISA_NAME,   gradient_square, stepped_square, pgd_step, q_sample,
+                          denoising_loss, quantize,        image_scale,    copy};
 
 }  // namespace UDP_ISA
 }  // namespace udp

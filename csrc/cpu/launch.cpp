@@ -25,9 +25,9 @@ bool is_interleaved(const Operand& o, const Shape& s) {
     return (o.channel == 1 || s.channels == 1) && (o.pixel == s.channels || s.pixels == 1);
 }
 
-// The walk over an image. `leading` is the operand whose memory order is worth following; the others
-// may be absent. Where all of them have one dense order an image is a single run, unless noise, whose
-// index is logical, would have to follow an order that is not.
+// The walk over an image. `leading` is the operand whose memory order is worth following; the
+// others may be absent. Where all of them have one dense order an image is a single run, unless
+// noise, whose index is logical, would have to follow an order that is not.
 Plan plan_for(const Shape& shape, const Operand& leading, std::initializer_list<Operand> others,
               bool draws_noise) {
     bool planar = is_planar(leading, shape), interleaved = is_interleaved(leading, shape);
@@ -39,7 +39,8 @@ Plan plan_for(const Shape& shape, const Operand& leading, std::initializer_list<
     if (planar || (interleaved && !draws_noise)) {
         return {{shape.images, 1, shape.channels * shape.pixels}, false, true, 1, kChunk};
     }
-    // With many channels an interleaved row would have few pixels, and noise comes in runs of pixels.
+    // With many channels an interleaved row would have few pixels, and noise comes in runs of
+    // pixels.
     const int64_t most_channels = draws_noise ? 16 : kRow;
     if (is_interleaved(leading, shape) && !is_planar(leading, shape) &&
         shape.channels <= most_channels) {
@@ -117,9 +118,8 @@ void set_levels(const Schedule& s, int64_t images, std::vector<float>& signal,
 void pgd_step(PgdStep args, Shape shape, PerImage<float> alpha, PerImage<float> eps, Step step,
               Norm norm, bool maximize, int64_t* skipped, int threads) {
     const Kernels& k = kernels();
-    const Plan plan = plan_for(
-        shape, args.delta,
-        {args.gradient, args.original, args.mask, args.adversarial}, false);
+    const Plan plan = plan_for(shape, args.delta,
+                               {args.gradient, args.original, args.mask, args.adversarial}, false);
     for (Operand* o :
          {&args.delta, &args.gradient, &args.original, &args.mask, &args.adversarial}) {
         *o = flattened(*o, plan, shape);
@@ -183,9 +183,8 @@ void q_sample(QSample args, Shape shape, const Schedule& schedule, int threads) 
     set_levels(schedule, shape.images, signal, noise);
     args.signal = signal.data();
     args.level = noise.data();
-    for_chunks(plan, threads, [&](int64_t image, int64_t chunk) {
-        k.q_sample(args, plan, image, chunk);
-    });
+    for_chunks(plan, threads,
+               [&](int64_t image, int64_t chunk) { k.q_sample(args, plan, image, chunk); });
 }
 
 void denoising_loss(DenoisingLoss args, Shape shape, const Schedule& schedule,
@@ -211,10 +210,9 @@ void denoising_loss(DenoisingLoss args, Shape shape, const Schedule& schedule,
     }
     args.gradient_scale = scale.data();
 
-    const std::vector<double> squares =
-        image_sums(plan, threads, [&](int64_t image, int64_t chunk) {
-            return k.denoising_loss(args, plan, image, chunk);
-        });
+    const std::vector<double> squares = image_sums(
+        plan, threads,
+        [&](int64_t image, int64_t chunk) { return k.denoising_loss(args, plan, image, chunk); });
     for (int64_t b = 0; b < shape.images; ++b) {
         const double w = weight.data == nullptr ? 1.0 : weight[b];
         loss[b] = static_cast<float>(w * squares[static_cast<size_t>(b)] / elements);
@@ -223,16 +221,14 @@ void denoising_loss(DenoisingLoss args, Shape shape, const Schedule& schedule,
 
 void quantize(Quantize args, Shape shape, PerImage<float> eps, int threads) {
     const Kernels& k = kernels();
-    const Plan plan =
-        plan_for(shape, args.value, {args.original, args.out}, args.keys != nullptr);
+    const Plan plan = plan_for(shape, args.value, {args.original, args.out}, args.keys != nullptr);
     for (Operand* o : {&args.value, &args.original, &args.out}) *o = flattened(*o, plan, shape);
     args.stream = worth_streaming(shape, args.out);
     std::vector<float> levels;
     for (int64_t b = 0; b < shape.images; ++b) levels.push_back(levels_in(eps[b]));
     args.levels = levels.data();
-    for_chunks(plan, threads, [&](int64_t image, int64_t chunk) {
-        k.quantize(args, plan, image, chunk);
-    });
+    for_chunks(plan, threads,
+               [&](int64_t image, int64_t chunk) { k.quantize(args, plan, image, chunk); });
 }
 
 void image_scale(ImageScale args, Shape shape, int threads) {
@@ -240,9 +236,8 @@ void image_scale(ImageScale args, Shape shape, int threads) {
     const Plan plan = plan_for(shape, args.x, {args.out}, false);
     for (Operand* o : {&args.x, &args.out}) *o = flattened(*o, plan, shape);
     args.stream = worth_streaming(shape, args.out);
-    for_chunks(plan, threads, [&](int64_t image, int64_t chunk) {
-        k.image_scale(args, plan, image, chunk);
-    });
+    for_chunks(plan, threads,
+               [&](int64_t image, int64_t chunk) { k.image_scale(args, plan, image, chunk); });
 }
 
 void copy(float* to, const float* from, int64_t n, bool stream, int threads) {

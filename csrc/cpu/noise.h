@@ -59,8 +59,8 @@ UDP_HD const float* draw(const NoiseKey& key, const Plan& plan, const Row& row, 
 }
 
 // Given noise, or drawn.
-const float* noise_row(const Operand& given, const NoiseKey* keys, const Plan& plan,
-                              const Row& row, NoiseBuffer& buffer, Buffer& converted) {
+const float* noise_row(const Operand& given, const NoiseKey* keys, const Plan& plan, const Row& row,
+                       NoiseBuffer& buffer, Buffer& converted) {
     if (given.data != nullptr) return read(given, row, converted);
     return draw<Normals>(keys[row.image], plan, row, buffer, converted);
 }

@@ -26,10 +26,11 @@ struct Operand {
     int64_t image = 0, channel = 0, pixel = 0;
 };
 
-// How the elements of an image are walked: in chunks, the unit of work of a thread, and within a chunk
-// in rows of at most kRow elements, the unit of conversion. Planar: a row is pixels of one channel.
-// Interleaved: a row is pixels with all their channels, channel fastest. It depends on shape and
-// layout alone, so sums come out the same for any number of threads and any split of the batch.
+// How the elements of an image are walked: in chunks, the unit of work of a thread, and within a
+// chunk in rows of at most kRow elements, the unit of conversion. Planar: a row is pixels of one
+// channel. Interleaved: a row is pixels with all their channels, channel fastest. It depends on
+// shape and layout alone, so sums come out the same for any number of threads and any split of the
+// batch.
 constexpr int64_t kRow = 1024;
 constexpr int64_t kChunk = 16384;
 
@@ -81,8 +82,9 @@ struct DenoisingLoss {
     Target kind;
     const NoiseKey* keys;
     const float *signal, *level;  // [images], for Target::velocity
-    const float* gradient_scale;  // [images] dL/d(prediction) = gradient_scale * (prediction - target)
-    Operand gradient;             // absent: not wanted
+    const float*
+        gradient_scale;  // [images] dL/d(prediction) = gradient_scale * (prediction - target)
+    Operand gradient;    // absent: not wanted
     bool stream;
 };
 

@@ -1,8 +1,8 @@
-// torch already keeps a pool of OpenMP threads in this process. A second pool would fight it for the
-// processors (OpenMP threads spin for a while after their work), so where an OpenMP runtime is loaded
-// we hand it our work through GOMP_parallel, the entry that g++ compiles `#pragma omp parallel` to and
-// that LLVM's and Intel's runtimes offer too. Found at run time: nothing to link, any torch will do.
-// Elsewhere (macOS, Windows, no OpenMP) a small pool of our own serves.
+// torch already keeps a pool of OpenMP threads in this process. A second pool would fight it for
+// the processors (OpenMP threads spin for a while after their work), so where an OpenMP runtime is
+// loaded we hand it our work through GOMP_parallel, the entry that g++ compiles `#pragma omp
+// parallel` to and that LLVM's and Intel's runtimes offer too. Found at run time: nothing to link,
+// any torch will do. Elsewhere (macOS, Windows, no OpenMP) a small pool of our own serves.
 #include "parallel.h"
 
 #include <atomic>
@@ -76,7 +76,9 @@ GompParallel find_openmp() {
     return found.parallel;
 }
 #else
-GompParallel find_openmp() { return nullptr; }
+GompParallel find_openmp() {
+    return nullptr;
+}
 #endif
 
 GompParallel openmp() {
@@ -131,8 +133,8 @@ class Pool {
     uint64_t generation_ = 0;
 };
 
-// Never destroyed: its threads wait on it until the process ends. A forked child has none of them, so
-// it takes a new pool; the old one is left as it is, perhaps locked.
+// Never destroyed: its threads wait on it until the process ends. A forked child has none of them,
+// so it takes a new pool; the old one is left as it is, perhaps locked.
 Pool& pool() {
     static std::mutex mutex;
     static Pool* current = nullptr;

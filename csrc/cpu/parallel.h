@@ -5,8 +5,8 @@
 
 namespace udp {
 
-// body(context, item) once for each item in 0 .. items, on at most `threads` threads, the calling one
-// among them. body must not throw. `grain` items at a time are claimed.
+// body(context, item) once for each item in 0 .. items, on at most `threads` threads, the calling
+// one among them. body must not throw. `grain` items at a time are claimed.
 void parallel_for(int64_t items, int64_t grain, int threads, void (*body)(const void*, int64_t),
                   const void* context);
 

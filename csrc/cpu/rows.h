@@ -62,7 +62,8 @@ UDP_HD double total(const Sums& sums) {
 
 struct Row {
     int64_t image, channel, pixel;
-    int64_t outer, inner;  // elements: inner is the pixels of a planar row, the channels of the other
+    int64_t outer,
+        inner;  // elements: inner is the pixels of a planar row, the channels of the other
     bool interleaved;
     int64_t size() const { return outer * inner; }
 };
@@ -129,11 +130,13 @@ UDP_HD void scatter(const T* from, const Row& row, const Place& to) {
 
 template <class T>
 UDP_HD void convert(const T* from, float* to, int64_t n) {
-    for_lanes(n, [&](int64_t i, auto lanes) { store(to + i, load(from + i, lanes), lanes, false); });
+    for_lanes(n,
+              [&](int64_t i, auto lanes) { store(to + i, load(from + i, lanes), lanes, false); });
 }
 template <class T>
 UDP_HD void convert(const float* from, T* to, int64_t n, bool stream) {
-    for_lanes(n, [&](int64_t i, auto lanes) { store(to + i, load(from + i, lanes), lanes, stream); });
+    for_lanes(n,
+              [&](int64_t i, auto lanes) { store(to + i, load(from + i, lanes), lanes, stream); });
 }
 
 struct alignas(64) Buffer {
@@ -160,14 +163,19 @@ const float* read(const Operand& o, const Row& row, Buffer& buffer) {
             if (place.dense(row)) return reinterpret_cast<const float*>(place.data);
             gather(place, row, buffer.data);
             return buffer.data;
-        case DType::float16: return read_as<Float16>(place, row, buffer);
-        case DType::bfloat16: return read_as<BFloat16>(place, row, buffer);
-        case DType::uint8: return read_as<uint8_t>(place, row, buffer);
+        case DType::float16:
+            return read_as<Float16>(place, row, buffer);
+        case DType::bfloat16:
+            return read_as<BFloat16>(place, row, buffer);
+        case DType::uint8:
+            return read_as<uint8_t>(place, row, buffer);
     }
     return nullptr;
 }
 
-UDP_HD bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
+UDP_HD bool aligned(const void* p) {
+    return reinterpret_cast<uintptr_t>(p) % 64 == 0;
+}
 
 // The other way: where a kernel writes a row, and what is left to do once it has.
 struct Output {
@@ -201,12 +209,14 @@ void close(const Operand& o, const Output& out, const Row& row, bool stream) {
         case DType::float32:
             if (!out.place.dense(row)) scatter(out.data, row, out.place);
             return;
-        case DType::float16: return close_as<Float16>(out, row, stream);
-        case DType::bfloat16: return close_as<BFloat16>(out, row, stream);
-        case DType::uint8: return close_as<uint8_t>(out, row, stream);
+        case DType::float16:
+            return close_as<Float16>(out, row, stream);
+        case DType::bfloat16:
+            return close_as<BFloat16>(out, row, stream);
+        case DType::uint8:
+            return close_as<uint8_t>(out, row, stream);
     }
 }
-
 
 }  // namespace
 }  // namespace UDP_ISA

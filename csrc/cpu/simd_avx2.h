@@ -28,8 +28,10 @@ struct U {
     explicit U(uint32_t a) : lo(_mm256_set1_epi32(static_cast<int>(a))), hi(lo) {}
 };
 
-#define UDP_BINARY(R, T, NAME, INTRINSIC) \
-    UDP_HD R NAME(T a, T b) { return {INTRINSIC(a.lo, b.lo), INTRINSIC(a.hi, b.hi)}; }
+#define UDP_BINARY(R, T, NAME, INTRINSIC)                      \
+    UDP_HD R NAME(T a, T b) {                                  \
+        return {INTRINSIC(a.lo, b.lo), INTRINSIC(a.hi, b.hi)}; \
+    }
 UDP_BINARY(F, F, operator+, _mm256_add_ps)
 UDP_BINARY(F, F, operator-, _mm256_sub_ps)
 UDP_BINARY(F, F, operator*, _mm256_mul_ps)
@@ -50,33 +52,55 @@ UDP_HD F at_least(F a, F bound) {
 UDP_HD M operator<(F a, F b) {
     return {_mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ)};
 }
-UDP_HD M operator>(F a, F b) { return b < a; }
+UDP_HD M operator>(F a, F b) {
+    return b < a;
+}
 UDP_HD M operator<=(F a, F b) {
     return {_mm256_cmp_ps(a.lo, b.lo, _CMP_LE_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_LE_OQ)};
 }
 UDP_HD M operator!=(F a, F b) {
     return {_mm256_cmp_ps(a.lo, b.lo, _CMP_NEQ_UQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_NEQ_UQ)};
 }
-UDP_HD U operator<<(U a, int n) { return {_mm256_slli_epi32(a.lo, n), _mm256_slli_epi32(a.hi, n)}; }
-UDP_HD U operator>>(U a, int n) { return {_mm256_srli_epi32(a.lo, n), _mm256_srli_epi32(a.hi, n)}; }
+UDP_HD U operator<<(U a, int n) {
+    return {_mm256_slli_epi32(a.lo, n), _mm256_slli_epi32(a.hi, n)};
+}
+UDP_HD U operator>>(U a, int n) {
+    return {_mm256_srli_epi32(a.lo, n), _mm256_srli_epi32(a.hi, n)};
+}
 UDP_HD F fma(F a, F b, F c) {
     return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
-UDP_HD F sqrt(F a) { return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)}; }
-UDP_HD F floor(F a) { return {_mm256_floor_ps(a.lo), _mm256_floor_ps(a.hi)}; }
+UDP_HD F sqrt(F a) {
+    return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)};
+}
+UDP_HD F floor(F a) {
+    return {_mm256_floor_ps(a.lo), _mm256_floor_ps(a.hi)};
+}
 UDP_HD F round_half_even(F a) {
     constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     return {_mm256_round_ps(a.lo, kMode), _mm256_round_ps(a.hi, kMode)};
 }
-UDP_HD U as_uint(F a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
-UDP_HD F as_float(U a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
-UDP_HD F to_float(U a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
-UDP_HD F abs(F a) { return as_float(as_uint(a) & U(0x7fffffffu)); }
+UDP_HD U as_uint(F a) {
+    return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)};
+}
+UDP_HD F as_float(U a) {
+    return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)};
+}
+UDP_HD F to_float(U a) {
+    return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)};
+}
+UDP_HD F abs(F a) {
+    return as_float(as_uint(a) & U(0x7fffffffu));
+}
 UDP_HD F select(M m, F yes, F no) {
     return {_mm256_blendv_ps(no.lo, yes.lo, m.lo), _mm256_blendv_ps(no.hi, yes.hi, m.hi)};
 }
-UDP_HD U select(M m, U yes, U no) { return as_uint(select(m, as_float(yes), as_float(no))); }
-UDP_HD F only_if(M m, F yes) { return {_mm256_and_ps(m.lo, yes.lo), _mm256_and_ps(m.hi, yes.hi)}; }
+UDP_HD U select(M m, U yes, U no) {
+    return as_uint(select(m, as_float(yes), as_float(no)));
+}
+UDP_HD F only_if(M m, F yes) {
+    return {_mm256_and_ps(m.lo, yes.lo), _mm256_and_ps(m.hi, yes.hi)};
+}
 UDP_HD F select_by_top_bit(U a, F yes, F no) {  // blendv looks at no other bit
     return select(M{_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}, yes, no);
 }
@@ -102,8 +126,12 @@ struct Count {
 UDP_HD __m128i load_128(const void* p) {
     return _mm_loadu_si128(static_cast<const __m128i*>(p));
 }
-UDP_HD __m128i load_64(const void* p) { return _mm_loadl_epi64(static_cast<const __m128i*>(p)); }
-UDP_HD F load16(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+UDP_HD __m128i load_64(const void* p) {
+    return _mm_loadl_epi64(static_cast<const __m128i*>(p));
+}
+UDP_HD F load16(const float* p) {
+    return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
+}
 UDP_HD F load16(const Float16* p) {
     return {_mm256_cvtph_ps(load_128(p)), _mm256_cvtph_ps(load_128(p + 8))};
 }
@@ -127,34 +155,49 @@ UDP_HD __m128i to_bytes(F a) {
     const __m256i w = narrow(U(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)));
     return _mm_packus_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
 }
-UDP_HD __m256i* at_256(void* p) { return static_cast<__m256i*>(p); }
-UDP_HD __m128i* at_128(void* p) { return static_cast<__m128i*>(p); }
+UDP_HD __m256i* at_256(void* p) {
+    return static_cast<__m256i*>(p);
+}
+UDP_HD __m128i* at_128(void* p) {
+    return static_cast<__m128i*>(p);
+}
 
 UDP_HD void store16(float* p, F a) {
     _mm256_storeu_ps(p, a.lo);
     _mm256_storeu_ps(p + 8, a.hi);
 }
-UDP_HD void store16(Float16* p, F a) { _mm256_storeu_si256(at_256(p), to_float16(a)); }
+UDP_HD void store16(Float16* p, F a) {
+    _mm256_storeu_si256(at_256(p), to_float16(a));
+}
 UDP_HD void store16(BFloat16* p, F a) {
     _mm256_storeu_si256(at_256(p), narrow(bfloat16_bits<F, U>(a)));
 }
-UDP_HD void store16(uint8_t* p, F a) { _mm_storeu_si128(at_128(p), to_bytes(a)); }
+UDP_HD void store16(uint8_t* p, F a) {
+    _mm_storeu_si128(at_128(p), to_bytes(a));
+}
 
 // Past the caches; p is a multiple of 64 bytes from an aligned address.
 UDP_HD void stream16(float* p, F a) {
     _mm256_stream_ps(p, a.lo);
     _mm256_stream_ps(p + 8, a.hi);
 }
-UDP_HD void stream16(Float16* p, F a) { _mm256_stream_si256(at_256(p), to_float16(a)); }
+UDP_HD void stream16(Float16* p, F a) {
+    _mm256_stream_si256(at_256(p), to_float16(a));
+}
 UDP_HD void stream16(BFloat16* p, F a) {
     _mm256_stream_si256(at_256(p), narrow(bfloat16_bits<F, U>(a)));
 }
-UDP_HD void stream16(uint8_t* p, F a) { _mm_stream_si128(at_128(p), to_bytes(a)); }
-UDP_HD void stream_fence() { _mm_sfence(); }
+UDP_HD void stream16(uint8_t* p, F a) {
+    _mm_stream_si128(at_128(p), to_bytes(a));
+}
+UDP_HD void stream_fence() {
+    _mm_sfence();
+}
 
 struct Sums {
     __m256d v[4];
-    Sums() : v{_mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd()} {}
+    Sums()
+        : v{_mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd()} {}
     void add_square(F a) {
         square(v[0], _mm256_castps256_ps128(a.lo));
         square(v[1], _mm256_extractf128_ps(a.lo, 1));

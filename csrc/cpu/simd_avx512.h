@@ -28,45 +28,97 @@ struct U {
     explicit U(uint32_t a) : v(_mm512_set1_epi32(static_cast<int>(a))) {}
 };
 
-UDP_HD F operator+(F a, F b) { return _mm512_add_ps(a.v, b.v); }
-UDP_HD F operator-(F a, F b) { return _mm512_sub_ps(a.v, b.v); }
-UDP_HD F operator*(F a, F b) { return _mm512_mul_ps(a.v, b.v); }
-UDP_HD U operator+(U a, U b) { return _mm512_add_epi32(a.v, b.v); }
-UDP_HD U operator-(U a, U b) { return _mm512_sub_epi32(a.v, b.v); }
-UDP_HD U operator&(U a, U b) { return _mm512_and_si512(a.v, b.v); }
-UDP_HD U operator|(U a, U b) { return _mm512_or_si512(a.v, b.v); }
-UDP_HD U operator^(U a, U b) { return _mm512_xor_si512(a.v, b.v); }
-UDP_HD U operator<<(U a, int n) { return _mm512_slli_epi32(a.v, static_cast<unsigned>(n)); }
-UDP_HD U operator>>(U a, int n) { return _mm512_srli_epi32(a.v, static_cast<unsigned>(n)); }
+UDP_HD F operator+(F a, F b) {
+    return _mm512_add_ps(a.v, b.v);
+}
+UDP_HD F operator-(F a, F b) {
+    return _mm512_sub_ps(a.v, b.v);
+}
+UDP_HD F operator*(F a, F b) {
+    return _mm512_mul_ps(a.v, b.v);
+}
+UDP_HD U operator+(U a, U b) {
+    return _mm512_add_epi32(a.v, b.v);
+}
+UDP_HD U operator-(U a, U b) {
+    return _mm512_sub_epi32(a.v, b.v);
+}
+UDP_HD U operator&(U a, U b) {
+    return _mm512_and_si512(a.v, b.v);
+}
+UDP_HD U operator|(U a, U b) {
+    return _mm512_or_si512(a.v, b.v);
+}
+UDP_HD U operator^(U a, U b) {
+    return _mm512_xor_si512(a.v, b.v);
+}
+UDP_HD U operator<<(U a, int n) {
+    return _mm512_slli_epi32(a.v, static_cast<unsigned>(n));
+}
+UDP_HD U operator>>(U a, int n) {
+    return _mm512_srli_epi32(a.v, static_cast<unsigned>(n));
+}
 
 // minps and maxps return their second operand when either is a NaN.
-UDP_HD F at_most(F a, F bound) { return _mm512_min_ps(bound.v, a.v); }
-UDP_HD F at_least(F a, F bound) { return _mm512_max_ps(bound.v, a.v); }
-UDP_HD M operator<(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
-UDP_HD M operator>(F a, F b) { return b < a; }
-UDP_HD M operator<=(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
+UDP_HD F at_most(F a, F bound) {
+    return _mm512_min_ps(bound.v, a.v);
+}
+UDP_HD F at_least(F a, F bound) {
+    return _mm512_max_ps(bound.v, a.v);
+}
+UDP_HD M operator<(F a, F b) {
+    return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)};
+}
+UDP_HD M operator>(F a, F b) {
+    return b < a;
+}
+UDP_HD M operator<=(F a, F b) {
+    return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)};
+}
 
-UDP_HD M operator!=(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_NEQ_UQ)}; }
+UDP_HD M operator!=(F a, F b) {
+    return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_NEQ_UQ)};
+}
 
-UDP_HD F fma(F a, F b, F c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
-UDP_HD F sqrt(F a) { return _mm512_sqrt_ps(a.v); }
+UDP_HD F fma(F a, F b, F c) {
+    return _mm512_fmadd_ps(a.v, b.v, c.v);
+}
+UDP_HD F sqrt(F a) {
+    return _mm512_sqrt_ps(a.v);
+}
 UDP_HD F floor(F a) {
     return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 }
 UDP_HD F round_half_even(F a) {
     return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-UDP_HD U as_uint(F a) { return _mm512_castps_si512(a.v); }
-UDP_HD F as_float(U a) { return _mm512_castsi512_ps(a.v); }
-UDP_HD F to_float(U a) { return _mm512_cvtepi32_ps(a.v); }
-UDP_HD F abs(F a) { return as_float(as_uint(a) & U(0x7fffffffu)); }
-UDP_HD F select(M m, F yes, F no) { return _mm512_mask_blend_ps(m.v, no.v, yes.v); }
-UDP_HD U select(M m, U yes, U no) { return _mm512_mask_blend_epi32(m.v, no.v, yes.v); }
-UDP_HD F only_if(M m, F yes) { return _mm512_maskz_mov_ps(m.v, yes.v); }
+UDP_HD U as_uint(F a) {
+    return _mm512_castps_si512(a.v);
+}
+UDP_HD F as_float(U a) {
+    return _mm512_castsi512_ps(a.v);
+}
+UDP_HD F to_float(U a) {
+    return _mm512_cvtepi32_ps(a.v);
+}
+UDP_HD F abs(F a) {
+    return as_float(as_uint(a) & U(0x7fffffffu));
+}
+UDP_HD F select(M m, F yes, F no) {
+    return _mm512_mask_blend_ps(m.v, no.v, yes.v);
+}
+UDP_HD U select(M m, U yes, U no) {
+    return _mm512_mask_blend_epi32(m.v, no.v, yes.v);
+}
+UDP_HD F only_if(M m, F yes) {
+    return _mm512_maskz_mov_ps(m.v, yes.v);
+}
 UDP_HD F select_by_top_bit(U a, F yes, F no) {
     return select(M{_mm512_movepi32_mask(a.v)}, yes, no);
 }
-UDP_HD F flip(F a, F sign) { return as_float(as_uint(a) ^ (as_uint(sign) & U(0x80000000u))); }
+UDP_HD F flip(F a, F sign) {
+    return as_float(as_uint(a) ^ (as_uint(sign) & U(0x80000000u)));
+}
 
 struct Count {
     int64_t n = 0;
@@ -74,33 +126,69 @@ struct Count {
     int64_t total() const { return n; }
 };
 
-UDP_HD __m128i load_128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+UDP_HD __m128i load_128(const void* p) {
+    return _mm_loadu_si128(static_cast<const __m128i*>(p));
+}
 UDP_HD __m256i load_256(const void* p) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(p));
 }
-UDP_HD F load16(const float* p) { return _mm512_loadu_ps(p); }
-UDP_HD F load16(const Float16* p) { return _mm512_cvtph_ps(load_256(p)); }
+UDP_HD F load16(const float* p) {
+    return _mm512_loadu_ps(p);
+}
+UDP_HD F load16(const Float16* p) {
+    return _mm512_cvtph_ps(load_256(p));
+}
 UDP_HD F load16(const BFloat16* p) {
     return from_bfloat16_bits<F, U>(U(_mm512_cvtepu16_epi32(load_256(p))));
 }
-UDP_HD F load16(const uint8_t* p) { return to_float(U(_mm512_cvtepu8_epi32(load_128(p)))); }
+UDP_HD F load16(const uint8_t* p) {
+    return to_float(U(_mm512_cvtepu8_epi32(load_128(p))));
+}
 
-UDP_HD __m256i to_float16(F a) { return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT); }
-UDP_HD __m256i to_bfloat16(F a) { return _mm512_cvtepi32_epi16(bfloat16_bits<F, U>(a).v); }
-UDP_HD __m128i to_bytes(F a) { return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)); }
-UDP_HD __m256i* at_256(void* p) { return static_cast<__m256i*>(p); }
-UDP_HD __m128i* at_128(void* p) { return static_cast<__m128i*>(p); }
+UDP_HD __m256i to_float16(F a) {
+    return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT);
+}
+UDP_HD __m256i to_bfloat16(F a) {
+    return _mm512_cvtepi32_epi16(bfloat16_bits<F, U>(a).v);
+}
+UDP_HD __m128i to_bytes(F a) {
+    return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v));
+}
+UDP_HD __m256i* at_256(void* p) {
+    return static_cast<__m256i*>(p);
+}
+UDP_HD __m128i* at_128(void* p) {
+    return static_cast<__m128i*>(p);
+}
 
-UDP_HD void store16(float* p, F a) { _mm512_storeu_ps(p, a.v); }
-UDP_HD void store16(Float16* p, F a) { _mm256_storeu_si256(at_256(p), to_float16(a)); }
-UDP_HD void store16(BFloat16* p, F a) { _mm256_storeu_si256(at_256(p), to_bfloat16(a)); }
-UDP_HD void store16(uint8_t* p, F a) { _mm_storeu_si128(at_128(p), to_bytes(a)); }
+UDP_HD void store16(float* p, F a) {
+    _mm512_storeu_ps(p, a.v);
+}
+UDP_HD void store16(Float16* p, F a) {
+    _mm256_storeu_si256(at_256(p), to_float16(a));
+}
+UDP_HD void store16(BFloat16* p, F a) {
+    _mm256_storeu_si256(at_256(p), to_bfloat16(a));
+}
+UDP_HD void store16(uint8_t* p, F a) {
+    _mm_storeu_si128(at_128(p), to_bytes(a));
+}
 
-UDP_HD void stream16(float* p, F a) { _mm512_stream_ps(p, a.v); }
-UDP_HD void stream16(Float16* p, F a) { _mm256_stream_si256(at_256(p), to_float16(a)); }
-UDP_HD void stream16(BFloat16* p, F a) { _mm256_stream_si256(at_256(p), to_bfloat16(a)); }
-UDP_HD void stream16(uint8_t* p, F a) { _mm_stream_si128(at_128(p), to_bytes(a)); }
-UDP_HD void stream_fence() { _mm_sfence(); }
+UDP_HD void stream16(float* p, F a) {
+    _mm512_stream_ps(p, a.v);
+}
+UDP_HD void stream16(Float16* p, F a) {
+    _mm256_stream_si256(at_256(p), to_float16(a));
+}
+UDP_HD void stream16(BFloat16* p, F a) {
+    _mm256_stream_si256(at_256(p), to_bfloat16(a));
+}
+UDP_HD void stream16(uint8_t* p, F a) {
+    _mm_stream_si128(at_128(p), to_bytes(a));
+}
+UDP_HD void stream_fence() {
+    _mm_sfence();
+}
 
 struct Sums {
     __m512d lo, hi;
@@ -135,14 +223,13 @@ UDP_HD U join(Words16 a) {
     return _mm512_mask_blend_epi32(0xaaaa, a.even, _mm512_slli_epi64(a.odd, 32));
 }
 
-// Blocks in the order 0 4 8 12 | 1 5 9 13 | 2 6 10 14 | 3 7 11 15: interleave4 then transposes within
-// the 128-bit quarters only.
+// Blocks in the order 0 4 8 12 | 1 5 9 13 | 2 6 10 14 | 3 7 11 15: interleave4 then transposes
+// within the 128-bit quarters only.
 UDP_HD void philox16(uint32_t first, const NoiseKey& key, U (&words)[4]) {
     const __m512i base = _mm512_set1_epi64(first);
-    Words16 c[4] = {
-        Words16(_mm512_add_epi64(base, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11)),
-                _mm512_add_epi64(base, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15))),
-        Words16(key.draw), Words16(key.step), Words16(key.stream)};
+    Words16 c[4] = {Words16(_mm512_add_epi64(base, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11)),
+                            _mm512_add_epi64(base, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15))),
+                    Words16(key.draw), Words16(key.step), Words16(key.stream)};
     philox4x32_10(c, key.key0, key.key1);
     for (int k = 0; k < 4; ++k) words[k] = join(c[k]);
 }

@@ -26,11 +26,11 @@ struct F {
     explicit F(float a) { UDP_LANES v[i] = a; }
 };
 
-#define UDP_BINARY(R, T, NAME, EXPRESSION) \
+#define UDP_BINARY(R, T, NAME, EXPRESSION)  \
     UDP_HD R NAME(const T& a, const T& b) { \
-        R r; \
-        UDP_LANES r.v[i] = EXPRESSION; \
-        return r; \
+        R r;                                \
+        UDP_LANES r.v[i] = EXPRESSION;      \
+        return r;                           \
     }
 UDP_BINARY(F, F, operator+, a.v[i] + b.v[i])
 UDP_BINARY(F, F, operator-, a.v[i] - b.v[i])
@@ -50,10 +50,10 @@ UDP_BINARY(U, U, operator^, a.v[i] ^ b.v[i])
 #undef UDP_BINARY
 
 #define UDP_UNARY(R, T, NAME, EXPRESSION) \
-    UDP_HD R NAME(const T& a) { \
-        R r; \
-        UDP_LANES r.v[i] = EXPRESSION; \
-        return r; \
+    UDP_HD R NAME(const T& a) {           \
+        R r;                              \
+        UDP_LANES r.v[i] = EXPRESSION;    \
+        return r;                         \
     }
 UDP_UNARY(F, F, sqrt, udp::sqrt(a.v[i]))
 UDP_UNARY(F, F, abs, udp::abs(a.v[i]))
@@ -87,7 +87,9 @@ UDP_HD U select(const M& m, const U& yes, const U& no) {
 UDP_HD F select(const M& m, const F& yes, const F& no) {
     return as_float(select(m, as_uint(yes), as_uint(no)));
 }
-UDP_HD F only_if(const M& m, const F& yes) { return select(m, yes, F(0.0f)); }
+UDP_HD F only_if(const M& m, const F& yes) {
+    return select(m, yes, F(0.0f));
+}
 UDP_HD F select_by_top_bit(const U& a, const F& yes, const F& no) {
     M m;
     UDP_LANES m.v[i] = 0u - (a.v[i] >> 31);
@@ -115,19 +117,33 @@ UDP_HD U load_words(const uint16_t* p) {
     UDP_LANES r.v[i] = p[i];
     return r;
 }
-UDP_HD F load16(const Float16* p) { return from_float16_bits<F, U>(load_words(&p->bits)); }
-UDP_HD F load16(const BFloat16* p) { return from_bfloat16_bits<F, U>(load_words(&p->bits)); }
+UDP_HD F load16(const Float16* p) {
+    return from_float16_bits<F, U>(load_words(&p->bits));
+}
+UDP_HD F load16(const BFloat16* p) {
+    return from_bfloat16_bits<F, U>(load_words(&p->bits));
+}
 UDP_HD F load16(const uint8_t* p) {
     F r;
     UDP_LANES r.v[i] = p[i];
     return r;
 }
 
-UDP_HD void store16(float* p, const F& a) { memcpy(p, a.v, sizeof a.v); }
-UDP_HD void store_words(uint16_t* p, const U& a) { UDP_LANES p[i] = static_cast<uint16_t>(a.v[i]); }
-UDP_HD void store16(Float16* p, const F& a) { store_words(&p->bits, float16_bits<F, U>(a)); }
-UDP_HD void store16(BFloat16* p, const F& a) { store_words(&p->bits, bfloat16_bits<F, U>(a)); }
-UDP_HD void store16(uint8_t* p, const F& a) { UDP_LANES p[i] = static_cast<uint8_t>(a.v[i]); }
+UDP_HD void store16(float* p, const F& a) {
+    memcpy(p, a.v, sizeof a.v);
+}
+UDP_HD void store_words(uint16_t* p, const U& a) {
+    UDP_LANES p[i] = static_cast<uint16_t>(a.v[i]);
+}
+UDP_HD void store16(Float16* p, const F& a) {
+    store_words(&p->bits, float16_bits<F, U>(a));
+}
+UDP_HD void store16(BFloat16* p, const F& a) {
+    store_words(&p->bits, bfloat16_bits<F, U>(a));
+}
+UDP_HD void store16(uint8_t* p, const F& a) {
+    UDP_LANES p[i] = static_cast<uint8_t>(a.v[i]);
+}
 
 // Without a non-temporal store: an ordinary one.
 template <class T>

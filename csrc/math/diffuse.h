@@ -14,7 +14,9 @@ UDP_HD Levels diffusion_levels(float alpha_cumprod) {
     return {sqrt(alpha_cumprod), sqrt(1.0f - alpha_cumprod)};
 }
 // Rectified flow: 1 - sigma_t and sigma_t.
-UDP_HD Levels flow_levels(float sigma) { return {1.0f - sigma, sigma}; }
+UDP_HD Levels flow_levels(float sigma) {
+    return {1.0f - sigma, sigma};
+}
 
 template <class F>
 UDP_HD F diffuse(F x, F n, F signal, F noise) {

@@ -29,8 +29,8 @@ template <class F, class U>
 UDP_HD U float16_bits(F value) {
     const U sign = (as_uint(value) >> 16) & U(0x8000u);
     const U magnitude = as_uint(value) & U(0x7fffffffu);
-    // Below 2^-14 the result is subnormal, a multiple of 2^-24: adding 1/2, whose last place is 2^-24,
-    // makes the float adder round it.
+    // Below 2^-14 the result is subnormal, a multiple of 2^-24: adding 1/2, whose last place is
+    // 2^-24, makes the float adder round it.
     const U subnormal = as_uint(as_float(magnitude) + F(0.5f)) - U(0x3f000000u);
     const U normal = (magnitude - U(0x38000000u) + U(0x0fffu) + ((magnitude >> 13) & U(1u))) >> 13;
     const U nan = U(0x7e00u) | ((magnitude >> 13) & U(0x3ffu));
@@ -42,8 +42,8 @@ template <class F, class U>
 UDP_HD F from_float16_bits(U half) {
     const U sign = (half & U(0x8000u)) << 16;
     const U magnitude = (half & U(0x7fffu)) << 13;
-    // A float16's bits read as a float32 are 2^-112 times its value; the product is exact, subnormals
-    // included. Infinities and NaNs need the float32 exponent of all ones.
+    // A float16's bits read as a float32 are 2^-112 times its value; the product is exact,
+    // subnormals included. Infinities and NaNs need the float32 exponent of all ones.
     const F scaled = as_float(magnitude) * F(0x1p112f);
     const U special = magnitude | U(0x7f800000u);
     return as_float(sign | select(scaled < F(65536.0f), as_uint(scaled), special));
@@ -56,7 +56,8 @@ UDP_HD float float16_at_most(float bound) {
     const float value = from_float16_bits<float, uint32_t>(nearest);
     return value <= bound ? value : from_float16_bits<float, uint32_t>(nearest - 1u);
 }
-// Not by clearing the low bits: g++ 12.2 at -O2 drops that mask (its RTL combiner; bound comes back).
+// Not by clearing the low bits: g++ 12.2 at -O2 drops that mask (its RTL combiner; bound comes
+// back).
 UDP_HD float bfloat16_at_most(float bound) {
     const uint32_t nearest = bfloat16_bits<float, uint32_t>(bound);
     const float value = from_bfloat16_bits<float, uint32_t>(nearest);

@@ -2,9 +2,10 @@
 //
 // Every formula is a template over F, "some floats", and U, "as many 32-bit words". A GPU thread
 // instantiates it with float and uint32_t; the CPU kernels with 16 lanes at once (cpu/simd_*.h).
-// A lane type has + - * < <= > on F, & | ^ << >> + - on U, a constructor that broadcasts one number,
-// and the functions below. No formula contracts or reorders anything by itself (the build says
-// -ffp-contract=off): an fma is where the source says fma, so all instruction sets give equal bits.
+// A lane type has + - * < <= > on F, & | ^ << >> + - on U, a constructor that broadcasts one
+// number, and the functions below. No formula contracts or reorders anything by itself (the build
+// says -ffp-contract=off): an fma is where the source says fma, so all instruction sets give equal
+// bits.
 #pragma once
 
 #include <cstdint>
@@ -24,10 +25,14 @@
 
 namespace udp {
 
-UDP_HD float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
-UDP_HD float sqrt(float a) { return ::sqrtf(a); }
-// A root that may be off by one unit in the last place: the GPU's exact one takes twice as long and a
-// branch. Elsewhere it is exact.
+UDP_HD float fma(float a, float b, float c) {
+    return ::fmaf(a, b, c);
+}
+UDP_HD float sqrt(float a) {
+    return ::sqrtf(a);
+}
+// A root that may be off by one unit in the last place: the GPU's exact one takes twice as long and
+// a branch. Elsewhere it is exact.
 template <class F>
 UDP_HD F sqrt_nearly(F a) {
     return sqrt(a);
@@ -41,9 +46,15 @@ UDP_HD float sqrt_nearly<float>(float a) {  // a > 0, normal
     return fmaf(fmaf(-root, root, a), 0.5f * y, root);  // Newton
 }
 #endif
-UDP_HD float abs(float a) { return ::fabsf(a); }
-UDP_HD float floor(float a) { return ::floorf(a); }
-UDP_HD float round_half_even(float a) { return ::nearbyintf(a); }
+UDP_HD float abs(float a) {
+    return ::fabsf(a);
+}
+UDP_HD float floor(float a) {
+    return ::floorf(a);
+}
+UDP_HD float round_half_even(float a) {
+    return ::nearbyintf(a);
+}
 
 UDP_HD uint32_t as_uint(float a) {
     uint32_t bits;
@@ -56,12 +67,22 @@ UDP_HD float as_float(uint32_t bits) {
     return a;
 }
 // The word as a signed integer, converted.
-UDP_HD float to_float(uint32_t a) { return static_cast<float>(static_cast<int32_t>(a)); }
+UDP_HD float to_float(uint32_t a) {
+    return static_cast<float>(static_cast<int32_t>(a));
+}
 
-UDP_HD float select(bool which, float yes, float no) { return which ? yes : no; }
-UDP_HD uint32_t select(bool which, uint32_t yes, uint32_t no) { return which ? yes : no; }
-UDP_HD float only_if(bool which, float yes) { return which ? yes : 0.0f; }
-UDP_HD float select_by_top_bit(uint32_t a, float yes, float no) { return (a >> 31) != 0 ? yes : no; }
+UDP_HD float select(bool which, float yes, float no) {
+    return which ? yes : no;
+}
+UDP_HD uint32_t select(bool which, uint32_t yes, uint32_t no) {
+    return which ? yes : no;
+}
+UDP_HD float only_if(bool which, float yes) {
+    return which ? yes : 0.0f;
+}
+UDP_HD float select_by_top_bit(uint32_t a, float yes, float no) {
+    return (a >> 31) != 0 ? yes : no;
+}
 template <class F, class U>
 UDP_HD F select_by_second_bit(U a, F yes, F no) {
     return select_by_top_bit(a << 1, yes, no);
@@ -76,11 +97,17 @@ UDP_HD float select_by_second_bit(uint32_t a, float yes, float no) {
 #endif
 
 // a, negated where `sign` has its sign bit set.
-UDP_HD float flip(float a, float sign) { return as_float(as_uint(a) ^ (as_uint(sign) & 0x80000000u)); }
+UDP_HD float flip(float a, float sign) {
+    return as_float(as_uint(a) ^ (as_uint(sign) & 0x80000000u));
+}
 
 // Bounds that a NaN passes through: the comparison is false, so `a` stays.
-UDP_HD float at_most(float a, float bound) { return bound < a ? bound : a; }
-UDP_HD float at_least(float a, float bound) { return bound > a ? bound : a; }
+UDP_HD float at_most(float a, float bound) {
+    return bound < a ? bound : a;
+}
+UDP_HD float at_least(float a, float bound) {
+    return bound > a ? bound : a;
+}
 
 // hi:lo = a * b. A lane type may leave rubbish above bit 31 of either.
 UDP_HD void multiply(uint32_t a, uint32_t b, uint32_t& hi, uint32_t& lo) {

@@ -32,10 +32,11 @@ UDP_HD F minus_two_log(F u) {
     return fma(to_float(exponent), F(-1.38629436112f * 0x1p-23f), p * f);  // -2 ln 2
 }
 
-// Two independent standard normals from two words. |normal| < 5.8 and the absolute error is < 9.5e-7:
-// the worst of all 2^23 radii plus the worst of all 2^23 angles at the largest radius.
+// Two independent standard normals from two words. |normal| < 5.8 and the absolute error is
+// < 9.5e-7: the worst of all 2^23 radii plus the worst of all 2^23 angles at the largest radius.
 //   u   = ((a >> 9) + 1/2) 2^-23 in (0, 1),  rho = sqrt(-2 ln u), negated where b has bit 31
-//   phi = pi/2 * y,  y = ((b >> 7) mod 2^23) 2^-23 - 1/2: a quarter turn around zero; the sign of rho
+//   phi = pi/2 * y,  y = ((b >> 7) mod 2^23) 2^-23 - 1/2: a quarter turn around zero; the sign of
+//   rho
 //         adds a half turn and bit 30 of b, which swaps sine and cosine, the other quarters
 template <class F, class U>
 UDP_HD void normal_pair(U a, U b, F& first, F& second) {
@@ -45,8 +46,8 @@ UDP_HD void normal_pair(U a, U b, F& first, F& second) {
 
     const F y = as_float(((b >> 7) & U(0x007fffffu)) | U(0x3f800000u)) - F(1.5f);  // exact
     const F z = y * y;
-    // Minimax on |y| <= 1/2: sin(pi/2 y) / y, error 4.9e-9; cos(pi/2 y) as 1 + z * c, error 3.3e-8. The
-    // one is never rounded: it enters as rho in the last fma.
+    // Minimax on |y| <= 1/2: sin(pi/2 y) / y, error 4.9e-9; cos(pi/2 y) as 1 + z * c, error 3.3e-8.
+    // The one is never rounded: it enters as rho in the last fma.
     F s(-0.00460217698109f);
     s = fma(s, z, F(0.0796802280623f));
     s = fma(s, z, F(-0.645963478641f));

@@ -5,7 +5,7 @@
 
 namespace udp {
 
-// Of x, and of what the model reads: adv = out_lo + (x + delta - lo) * out_scale.
+// Of x, and of what the model reads.
 struct Range {
     float lo, hi, width;  // width = hi - lo
     float out_lo, out_hi, out_scale;
@@ -36,8 +36,8 @@ UDP_HD F finite_sign(F gradient) {
     return only_if(g != F(0.0f), flip(F(1.0f), g));
 }
 
-// direction: the gradient or its sign. size: +-alpha * mask, divided by the gradient's norm for an l2
-// step.
+// direction: the gradient or its sign. size: +-alpha * mask, divided by the gradient's norm for an
+// l2 step.
 template <class F>
 UDP_HD F step(F delta, F direction, F size) {
     return fma(size, direction, delta);
@@ -57,14 +57,17 @@ UDP_HD F adversarial(F x, F delta, const Range& range) {
     return at_most(at_least(x + delta, F(range.lo)), F(range.hi));
 }
 
+// Not an fma: the product's own rounding hits the ends of the usual ranges (255 * (2/255) is 2). Of
+// other ranges the clamp keeps the promise.
 template <class F>
 UDP_HD F to_out_range(F value, const Range& range) {
-    const F mapped = fma(value - F(range.lo), F(range.out_scale), F(range.out_lo));
-    return at_most(mapped, F(range.out_hi));  // out_scale is rounded: 255 * (2/255) - 1 > 1
+    const F shift(range.out_lo - range.lo * range.out_scale);
+    const F mapped = value * F(range.out_scale) + shift;
+    return at_most(at_least(mapped, F(range.out_lo)), F(range.out_hi));
 }
 
-// A uint8 original's value, lo + byte * (hi - lo) / 255. The quotient comes out correctly rounded for
-// all 256 bytes: 1 / 255 is taken in two parts.
+// A uint8 original's value, lo + byte * (hi - lo) / 255. The quotient comes out correctly rounded
+// for all 256 bytes: 1 / 255 is taken in two parts.
 template <class F>
 UDP_HD F from_byte(F byte, const Range& range) {
     const F unit = fma(byte, F(0x1.010102p-8f), byte * F(-0x1.fdfdfep-33f));

@@ -1,4 +1,5 @@
-// One element of the exact 8-bit rounding: the written byte is at most `levels` from the original's.
+// One element of the exact 8-bit rounding: the written byte is at most `levels` from the
+// original's.
 #pragma once
 
 #include "lanes.h"

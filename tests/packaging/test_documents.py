@@ -36,6 +36,7 @@ def variables_read(root: Path) -> set[str]:
         r"""["'](\w+)["'] in os\.environ""",
         r"""getenv\(\s*["'](\w+)["']""",
         r"""["'](UDP_FAST_[A-Z_0-9]+)["']""",
+        r"""_flag\(["'](\w+)["']""",
     )
     text = "".join(path.read_text(encoding="utf-8") for path in sources(root))
     return {name for p in patterns for name in re.findall(p, text)} - FOREIGN_VARIABLES

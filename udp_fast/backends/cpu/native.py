@@ -35,6 +35,7 @@ Operand = tuple[int, int, int, int, int]
 def module() -> ModuleType:
     """The extension; only called once `MISSING` is known to be empty."""
     assert _module is not None, MISSING
+    assert isinstance(_module, ModuleType)
     return _module
 
 

@@ -1,0 +1,126 @@
+"""Times the ops beside eager torch, torch.compile and a plain copy, and prints the table.
+
+    python -m benchmarks [--write docs/performance.md] [--only pgd_step] [--seconds 4]
+
+Exits with 1 if a bar is missed. `pytest benchmarks` runs the same cases under pytest-benchmark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import udp_fast
+from udp_fast import _native
+
+from .measure import COPY, OURS, Result, keep_freed_memory, measure
+from .ops import cases
+
+
+def machine() -> dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text().splitlines()
+        cpu = next((s.split(":")[1].strip() for s in lines if s.startswith("model name")), cpu)
+    return {
+        "date": datetime.date.today().isoformat(),
+        "processor": cpu,
+        "threads": torch.get_num_threads(),
+        "kernels": _native.isa(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "udp_fast": udp_fast.__version__,
+    }
+
+
+def row(result: Result) -> list[str]:
+    case = result.case
+    others = [f"{name} {result.ratio(name):.2f}×" for name in case.providers if name != OURS]
+    bars = [
+        f"{bar.provider} ≥ {bar.at_least:g}: "
+        + ("met" if result.ratio(bar.provider) >= bar.at_least else "MISSED")
+        for bar in case.bars
+    ]
+    return [
+        case.op,
+        case.name,
+        "×".join(map(str, case.shape)),
+        f"{result.median(OURS) * 1e3:.3f}",
+        "<br>".join(others),
+        f"{result.ratio(COPY):.0%}",
+        "<br>".join(bars),
+    ]
+
+
+HEADER = ["op", "form", "shape", "ms", "time of others / ours", "of copy's speed", "bars"]
+
+
+def markdown(results: list[Result], about: dict[str, Any]) -> str:
+    rows = [HEADER, ["---"] * len(HEADER), *map(row, results)]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    facts = ", ".join(f"{key} {value}" for key, value in about.items())
+    data = {r.case.title: {name: r.median(name) for name in r.seconds} for r in results}
+    return f"""# Performance
+
+Written by `make bench` (`python -m benchmarks --write docs/performance.md`). {facts}.
+
+Every figure is a median. Providers take turns within one run, and a ratio is the median of the
+ratios within a turn, so that what disturbs the machine disturbs all of them. "Of copy's speed": how
+fast this machine copies as many bytes as the op has to read and write, over the op's time; 100 % is
+the limit of the memory for an op that only streams. Calls go through `udp_fast.ops`, checks and, for
+the loss, autograd included. Freed memory stays with the process, so nobody's page faults are timed.
+
+What the others are: *eager* does the same job in torch, in place where it can; *compile* is
+torch.compile of it; *unguarded* is the step without the check for gradients that are not finite, and
+*unweighted* `F.mse_loss`, which does less than the op; *float32* is the op itself on float32 tensors.
+
+{table}
+
+Medians in seconds, by provider:
+
+```json
+{json.dumps(data, indent=1, ensure_ascii=False)}
+```
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table as Markdown")
+    parser.add_argument(
+        "--only", metavar="TEXT", default="", help="cases whose title has this text"
+    )
+    parser.add_argument("--seconds", type=float, default=4.0, help="a case, about (default 4)")
+    options = parser.parse_args()
+    keep_freed_memory()
+    results = []
+    for case in cases():
+        if options.only not in case.title:
+            continue
+        results.append(measure(case, options.seconds))
+        cells = row(results[-1])
+        print(f"{case.title}\n    {cells[3]} ms, {cells[5]} of copy's speed")
+        for cell in (cells[4], cells[6]):
+            if cell:
+                print("    " + cell.replace("<br>", ", "))
+        sys.stdout.flush()
+    if options.write is not None:
+        options.write.write_text(markdown(results, machine()))
+    missed = [text for result in results for text in result.missed()]
+    print("\n".join(missed) or "every bar is met")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,14 @@
+"""One file an op: shapes of real use, and what else does the same job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..measure import Case
+from . import denoising_loss, pgd_step, q_sample, quantize
+
+
+def cases() -> Iterator[Case]:
+    """All of them; each builds its tensors when its turn comes."""
+    for module in (pgd_step, q_sample, denoising_loss, quantize):
+        yield from module.cases()

@@ -1,0 +1,94 @@
+// The CUDA launchers: plain addresses and sizes, so that neither torch nor a CUDA header is needed
+// to call them. Each returns a cudaError_t (0: success), launches on `stream`, waits for nothing
+// and allocates nothing: it may be captured into a CUDA graph. Arguments are as checked by
+// udp_fast/backends/cuda; a null pointer to an optional operand means that it is absent.
+#pragma once
+
+#include <cstdint>
+
+namespace udp {
+
+enum class DType : int { float32, float16, bfloat16, uint8 };
+
+// A batch of images [images, channels, pixels], height and width (or whatever there is) as one.
+struct Shape {
+    int64_t images, channels, pixels;
+};
+
+// A tensor of that shape in device memory: strides in elements, 0 where it is broadcast.
+struct Tensor {
+    void* data;
+    DType type;
+    int64_t image, channel, pixel;
+};
+
+// One number for all images, known to the host (data is null), or in device memory one for all
+// (stride 0) or one each.
+struct PerImage {
+    const float* data;
+    int64_t stride;
+    float value;
+};
+
+// Image b's levels come from table[t[b]]; flow: the table holds sigma, else the cumulative alpha.
+struct Schedule {
+    const int64_t* t;
+    const float* table;
+    int flow;
+};
+
+struct Bounds {
+    double lo, hi, out_lo, out_hi;
+};
+
+enum class Step : int { sign, l2, raw };
+enum class Norm : int { linf, l2 };
+enum class Target : int { given, epsilon, velocity, sample, flow };
+
+// One of the images of `udp_pgd_step_multi`: `elements` in any one dense order, the same for all.
+struct Image {
+    void *delta, *adversarial;
+    const void *gradient, *original;
+    int64_t elements;
+};
+
+}  // namespace udp
+
+extern "C" {
+
+// Bytes of device memory, aligned to 8, that the op wants as `workspace`; 0: none (null will do).
+int64_t udp_pgd_step_workspace(const udp::Shape* shape, int step, int norm);
+int64_t udp_denoising_loss_workspace(const udp::Shape* shape);
+
+// In place on delta. skipped: int64 [images], zero on entry.
+int udp_pgd_step(const udp::Shape* shape, const udp::Tensor* delta, const udp::Tensor* gradient,
+                 const udp::Tensor* original, const udp::Tensor* mask,
+                 const udp::Tensor* adversarial, const udp::PerImage* alpha,
+                 const udp::PerImage* eps, int step, int norm, int maximize,
+                 const udp::Bounds* bounds, int64_t* skipped, void* workspace, void* stream);
+
+// Images of different sizes in one launch for each 64 of them: sign or raw steps, linf budget, no
+// mask. types: of delta, gradient, original and adversarial.
+int udp_pgd_step_multi(const udp::Image* images, int64_t count, const udp::DType* types,
+                       const udp::PerImage* alpha, const udp::PerImage* eps, int step, int maximize,
+                       const udp::Bounds* bounds, int64_t* skipped, void* stream);
+
+// Noise is given, or drawn from keys: int64 [images, 3] as udp_fast.ops.noise_key makes them.
+int udp_q_sample(const udp::Shape* shape, const udp::Tensor* x, const udp::Schedule* schedule,
+                 const udp::Tensor* noise, const int64_t* keys, const udp::Tensor* noisy,
+                 const udp::Tensor* noise_out, void* stream);
+
+// loss: float [images]; gradient may be absent, and so may what the target does not need.
+int udp_denoising_loss(const udp::Shape* shape, const udp::Tensor* prediction,
+                       const udp::Tensor* target, const udp::Tensor* x,
+                       const udp::Schedule* schedule, const udp::Tensor* noise, const int64_t* keys,
+                       const udp::PerImage* weight, int kind, const udp::Tensor* gradient,
+                       double gradient_scale, float* loss, void* workspace, void* stream);
+
+int udp_quantize(const udp::Shape* shape, const udp::Tensor* value, const udp::Tensor* original,
+                 const udp::PerImage* eps, const int64_t* keys, int is_image, double lo, double hi,
+                 const udp::Tensor* out, void* stream);
+
+int udp_image_scale(const udp::Shape* shape, const udp::Tensor* x, const udp::PerImage* scale,
+                    const udp::Tensor* out, void* stream);
+}

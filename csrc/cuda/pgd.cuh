@@ -1,0 +1,170 @@
+// One pgd_step over a group of elements: what udp_pgd_step and its multi-tensor form share.
+#pragma once
+
+#include "../math/half.h"
+#include "../math/pgd.h"
+#include "image.cuh"
+#include "reduce.cuh"
+
+namespace udp {
+
+inline Range range_of(const Bounds& b) {
+    const auto narrow = [](double a) { return static_cast<float>(a); };
+    return {narrow(b.lo),     narrow(b.hi),     narrow(b.hi - b.lo),
+            narrow(b.out_lo), narrow(b.out_hi), narrow((b.out_hi - b.out_lo) / (b.hi - b.lo))};
+}
+inline bool maps_range(const Bounds& b) {
+    return b.lo != b.out_lo || b.hi != b.out_hi;
+}
+
+// The largest value that an operand of that type can hold and that is <= bound.
+__device__ __forceinline__ float at_most_in(DType type, float bound) {
+    if (type == DType::float16) return float16_at_most(bound);
+    if (type == DType::bfloat16) return bfloat16_at_most(bound);
+    return bound;
+}
+
+// What holds for a whole row.
+struct StepSize {
+    float size;   // +-alpha, divided by the gradient's norm for an l2 step
+    float bound;  // of |delta|: eps, or the largest float for the l2 ball
+    float scale;  // 1, or what brings the stepped delta into the l2 ball
+};
+
+// A mask of delta's memory order (channels = 1), or one number for a pixel's interleaved channels.
+struct Mask {
+    Row<AnyPixel> row, at_first;
+    uint32_t channels;
+    uint32_t channel;  // of the element that groups count from
+
+    __device__ void seek(int64_t first) {
+        const int64_t pixel = channels == 1 ? first : first / channels;
+        channel = static_cast<uint32_t>(first - pixel * channels);
+        at_first = row.moved(pixel);
+    }
+    template <int N>
+    __device__ bool aligned(int64_t first) const {
+        return channels > 1 || is_aligned<N>(row, first);
+    }
+    template <class At, int N>
+    __device__ __forceinline__ void load(At at, float (&out)[N]) const {
+        if constexpr (!std::is_same<At, Scattered>::value) {
+            if (channels > 1) return gather(at, out);
+        }
+        udp::load<Cache::read_only>(at_first, at, out);
+    }
+
+  private:
+    static __device__ int count(Full, int all) { return all; }
+    static __device__ int count(Part at, int) { return at.count; }
+
+    template <class At, int N>
+    __device__ __forceinline__ void gather(At at, float (&out)[N]) const {
+        uint32_t pixel = (channel + at.first) / channels;
+        uint32_t c = channel + at.first - pixel * channels;
+        const int n = count(at, N);
+#pragma unroll
+        for (int k = 0; k < N; ++k) {
+            float one[1];
+            udp::load<Cache::read_only>(at_first, Part{pixel, k < n ? 1 : 0}, one);
+            out[k] = one[0];
+            if (++c == channels) {
+                c = 0;
+                ++pixel;
+            }
+        }
+    }
+};
+
+// delta after the step and before any projection.
+template <bool kMasked, class At, int N>
+__device__ __forceinline__ void step_group(float (&delta)[N], const float (&gradient)[N],
+                                           const Mask& mask, At at, bool sign, float size) {
+    float sizes[N];
+    if constexpr (kMasked) mask.load(at, sizes);
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+        const float direction = sign ? finite_sign(gradient[k]) : finite_or_zero(gradient[k]);
+        delta[k] = step(delta[k], direction, kMasked ? size * sizes[k] : size);
+    }
+}
+
+// D, X, G: element types of delta, of the original, of gradient and adversarial.
+template <int N, class D, class X, class G, bool kMasked>
+struct StepBody {
+    struct Rows {
+        Row<D> delta;
+        Row<X> original;
+        Row<G> gradient, adversarial;
+        __device__ Rows moved(int64_t first) const {
+            return {delta.moved(first), original.moved(first), gradient.moved(first),
+                    adversarial.moved(first)};
+        }
+    } row, at_first;
+    Mask mask;
+    StepSize step;
+    Range range;
+    bool sign, maps;
+    int skipped;
+    int64_t* skipped_total;
+
+    __device__ bool aligned(int64_t first) const {
+        return is_aligned<N>(row.delta, first) && is_aligned<N>(row.original, first) &&
+               is_aligned<N>(row.gradient, first) && is_aligned<N>(row.adversarial, first) &&
+               (!kMasked || mask.template aligned<N>(first));
+    }
+    __device__ void seek(int64_t first) {
+        at_first = row.moved(first);
+        if (kMasked) mask.seek(first);
+    }
+
+    template <class At>
+    __device__ __forceinline__ void operator()(At at) {
+        float delta[N], gradient[N], x[N];
+        load<Cache::read_only>(at_first.gradient, at, gradient);
+        load<Cache::read_only>(at_first.original, at, x);
+        load<Cache::keep>(at_first.delta, at, delta);
+        if (holds_bytes(at_first.original)) {
+#pragma unroll
+            for (int k = 0; k < N; ++k) x[k] = from_byte(x[k], range);
+        }
+        step_group<kMasked>(delta, gradient, mask, at, sign, step.size);
+#pragma unroll
+        for (int k = 0; k < N; ++k) {
+            skipped += is_finite(gradient[k]) ? 0 : 1;  // those that do not exist are 0
+            delta[k] = project(delta[k], x[k], step.bound, step.scale, range);
+        }
+        round_as_stored(at_first.delta, delta);
+        store(at_first.delta, at, delta);
+#pragma unroll
+        for (int k = 0; k < N; ++k) x[k] = adversarial(x[k], delta[k], range);
+        if (maps) {
+#pragma unroll
+            for (int k = 0; k < N; ++k) x[k] = to_out_range(x[k], range);
+        }
+        store(at_first.adversarial, at, x);
+    }
+    static __device__ __forceinline__ bool holds_bytes(const Row<AnyPixel>& row) {
+        return row.type == DType::uint8;
+    }
+    template <class T>
+    static __device__ __forceinline__ bool holds_bytes(const Row<T>&) {
+        return sizeof(T) == 1;
+    }
+
+    __device__ void end_chunk(int64_t) const {}
+    // Integers may be added in any order; hardly ever is there one to add.
+    __device__ void end_row(int64_t image) {
+        if (!__any_sync(0xffffffffu, skipped != 0)) return;
+        for (int offset = 16; offset > 0; offset /= 2) {
+            skipped += __shfl_down_sync(0xffffffffu, skipped, offset);
+        }
+        if (threadIdx.x % 32 == 0) {
+            atomicAdd(reinterpret_cast<unsigned long long*>(skipped_total + image),
+                      static_cast<unsigned long long>(skipped));
+        }
+        skipped = 0;
+    }
+};
+
+}  // namespace udp

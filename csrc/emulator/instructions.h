@@ -1,0 +1,178 @@
+// The functions of cuda/instructions.cuh for the emulator, where they are documented.
+#pragma once
+
+#include "cuda_emulator.h"
+
+namespace udp {
+
+enum class Cache { keep, once, read_only };
+
+namespace detail {
+template <int kBytes>
+struct WordOf;
+template <>
+struct WordOf<1> {
+    using type = unsigned char;
+};
+template <>
+struct WordOf<2> {
+    using type = unsigned short;
+};
+template <>
+struct WordOf<4> {
+    using type = unsigned int;
+};
+template <>
+struct WordOf<8> {
+    using type = uint2;
+};
+template <>
+struct WordOf<16> {
+    using type = uint4;
+};
+}  // namespace detail
+template <class T>
+using Word = typename detail::WordOf<sizeof(T)>::type;
+
+#define UDP_UNINSTRUMENTED __attribute__((noinline, no_sanitize("thread")))
+
+template <Cache kCache = Cache::keep, class T>
+UDP_UNINSTRUMENTED T load_global(const T* address) {
+    static_assert(std::is_trivially_copyable<T>::value && sizeof(Word<T>) == sizeof(T), "");
+    const unsigned kind = kCache == Cache::read_only ? emulator::kReadOnly : emulator::kLoad;
+    emulator::access(address, sizeof(T), kind | emulator::kExact, UDP_EMULATOR_WHERE);
+    T value;
+    memcpy(&value, address, sizeof value);
+    return value;
+}
+template <Cache kCache = Cache::keep, class T>
+UDP_UNINSTRUMENTED void store_global(T* address, const T& value) {
+    static_assert(std::is_trivially_copyable<T>::value && sizeof(Word<T>) == sizeof(T), "");
+    static_assert(kCache != Cache::read_only, "a store is not a read");
+    emulator::access(address, sizeof(T), emulator::kStore | emulator::kExact, UDP_EMULATOR_WHERE);
+    memcpy(address, &value, sizeof value);
+}
+template <class T>
+UDP_UNINSTRUMENTED T load_shared(const T* address) {
+    static_assert(std::is_trivially_copyable<T>::value && sizeof(Word<T>) == sizeof(T), "");
+    emulator::access(address, sizeof(T), emulator::kLoad | emulator::kExact, UDP_EMULATOR_WHERE);
+    T value;
+    memcpy(&value, address, sizeof value);
+    return value;
+}
+template <class T>
+UDP_UNINSTRUMENTED void store_shared(T* address, const T& value) {
+    static_assert(std::is_trivially_copyable<T>::value && sizeof(Word<T>) == sizeof(T), "");
+    emulator::access(address, sizeof(T), emulator::kStore | emulator::kExact, UDP_EMULATOR_WHERE);
+    memcpy(address, &value, sizeof value);
+}
+
+inline float reciprocal_approx(float a) {
+    return 1.0f / a;
+}
+inline float reciprocal_sqrt_approx(float a) {
+    return rsqrtf(a);
+}
+inline float exp2_approx(float a) {
+    return std::exp2(a);
+}
+inline float log2_approx(float a) {
+    return std::log2(a);
+}
+
+template <bool kTransposed = false, int kMatrices>
+UDP_UNINSTRUMENTED void ldmatrix(uint32_t (&matrices)[kMatrices], const void* row,
+                                 emulator::Site site = emulator::Site::here()) {
+    static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4, "ldmatrix has x1, x2 and x4");
+    struct Operand {
+        const void* row;
+        uint32_t matrices[kMatrices];
+    } operand{row, {}};
+    if (emulator::lane_index() < 8 * kMatrices)
+        emulator::access(row, 16, emulator::kMatrix | emulator::kExact, UDP_EMULATOR_WHERE);
+    emulator::warp_collective(
+        0xffffffffu, &operand,
+        [](void* const* operands, unsigned lanes) {
+            emulator::require_whole_warp(lanes, "ldmatrix");
+            const void* rows[8 * kMatrices];
+            for (int i = 0; i < 8 * kMatrices; ++i)
+                rows[i] = static_cast<Operand*>(operands[i])->row;
+            emulator::count_matrix_load(rows, kMatrices);
+            for (int lane = 0; lane < 32; ++lane)
+                for (int m = 0; m < kMatrices; ++m) {
+                    const int g = lane / 4, t = lane % 4;
+                    uint16_t elements[2];
+                    for (int k = 0; k < 2; ++k) {
+                        const int i = kTransposed ? 2 * t + k : g, j = kTransposed ? g : 2 * t + k;
+                        memcpy(&elements[k], static_cast<const char*>(rows[8 * m + i]) + 2 * j, 2);
+                    }
+                    static_cast<Operand*>(operands[lane])->matrices[m] =
+                        elements[0] | static_cast<uint32_t>(elements[1]) << 16;
+                }
+        },
+        "ldmatrix", site);
+    memcpy(matrices, operand.matrices, sizeof matrices);
+}
+
+// The sum of the 16 products is formed in double and rounded once with d; a tensor core keeps fewer
+// bits and truncates, so the device's last places differ.
+template <class Half>
+UDP_UNINSTRUMENTED void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                     emulator::Site site = emulator::Site::here()) {
+    static_assert(std::is_same<Half, __half>::value || std::is_same<Half, __nv_bfloat16>::value,
+                  "Half is __half or __nv_bfloat16");
+    struct Operand {
+        float d[4];
+        uint32_t a[4], b[2];
+    } operand;
+    memcpy(operand.d, d, sizeof operand.d);
+    memcpy(operand.a, a, sizeof operand.a);
+    memcpy(operand.b, b, sizeof operand.b);
+    emulator::warp_collective(
+        0xffffffffu, &operand,
+        [](void* const* operands, unsigned lanes) {
+            emulator::require_whole_warp(lanes, "mma_m16n8k16");
+            emulator::count_mma();
+            const auto half = [](uint32_t word, int which) {
+                return static_cast<double>(
+                    float(Half::from_bits(static_cast<unsigned short>(word >> (16 * which)))));
+            };
+            double a[16][16], b[16][8];
+            for (int lane = 0; lane < 32; ++lane) {
+                const Operand& o = *static_cast<const Operand*>(operands[lane]);
+                const int g = lane / 4, t = lane % 4;
+                for (int k = 0; k < 2; ++k) {
+                    for (int r = 0; r < 4; ++r)
+                        a[g + 8 * (r % 2)][2 * t + 8 * (r / 2) + k] = half(o.a[r], k);
+                    for (int r = 0; r < 2; ++r) b[2 * t + 8 * r + k][g] = half(o.b[r], k);
+                }
+            }
+            for (int lane = 0; lane < 32; ++lane) {
+                Operand& o = *static_cast<Operand*>(operands[lane]);
+                for (int r = 0; r < 4; ++r) {
+                    const int i = lane / 4 + 8 * (r / 2), j = 2 * (lane % 4) + r % 2;
+                    double sum = static_cast<double>(o.d[r]);
+                    for (int k = 0; k < 16; ++k) sum += a[i][k] * b[k][j];
+                    o.d[r] = static_cast<float>(sum);
+                }
+            }
+        },
+        "mma_m16n8k16", site);
+    memcpy(d, operand.d, sizeof operand.d);
+}
+
+template <int kBytes>
+UDP_UNINSTRUMENTED void cp_async(void* shared, const void* global, int source_bytes = kBytes) {
+    static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
+    emulator::copy_async(shared, global, kBytes, source_bytes, UDP_EMULATOR_WHERE);
+}
+UDP_UNINSTRUMENTED inline void cp_async_commit() {
+    emulator::copy_async_commit();
+}
+template <int kPending>
+UDP_UNINSTRUMENTED void cp_async_wait() {
+    emulator::copy_async_wait(kPending);
+}
+#undef UDP_UNINSTRUMENTED
+
+}  // namespace udp

@@ -1,0 +1,143 @@
+"""The instruction sets of the native kernels: kept apart in the library, equal in their bits."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from udp_fast.backends.cpu import BACKEND
+from udp_fast.ops import noise_key
+
+_native = pytest.importorskip("udp_fast._native", reason="the native kernels are not built")
+
+HERE = Path(__file__).parent
+X86 = "avx2" in _native.compiled_isas()
+
+
+@pytest.fixture(scope="module")
+def disassembly() -> str:
+    if not X86:
+        pytest.skip("built for a processor without AVX")
+    if shutil.which("objdump") is None:
+        pytest.skip("objdump (binutils) is not installed")
+    command = ["objdump", "--disassemble", "--demangle", "--no-show-raw-insn", _native.__file__]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def functions_using(disassembly: str, registers: str) -> set[str]:
+    found, name = set(), ""
+    for line in disassembly.splitlines():
+        if header := re.match(r"[0-9a-f]+ <(.*)>:$", line):
+            name = header[1]
+        elif re.search(registers, line):
+            found.add(name)
+    return found
+
+
+def test_512_bit_registers_are_used_by_the_avx512_kernels_alone(disassembly: str) -> None:
+    users = functions_using(disassembly, r"%zmm|%[xy]mm(1[6-9]|2\d|3[01])|%k[0-7]\b")
+    assert any("udp::avx512::" in f for f in users), "the kernels themselves were not found"
+    assert {f for f in users if "udp::avx512::" not in f} == set()
+
+
+def test_avx_is_used_by_the_kernels_for_it_alone(disassembly: str) -> None:
+    users = functions_using(disassembly, r"\t(v[a-z0-9]+ ).*%[xyz]mm|\tvzeroupper")
+    assert any("udp::avx2::" in f for f in users), "the kernels themselves were not found"
+    others = {f for f in users if "udp::avx512::" not in f and "udp::avx2::" not in f}
+    assert others == set()
+
+
+@pytest.fixture
+def restore_isa() -> Iterator[None]:
+    yield
+    _native.use_isa("")
+
+
+def everything(dtype: torch.dtype, layout: torch.memory_format) -> list[torch.Tensor]:
+    """What each op writes for one set of arguments."""
+    shape = (2, 3, 37, 29)
+    generator = torch.Generator().manual_seed(3)
+
+    def draw() -> torch.Tensor:
+        values = torch.randn(shape, generator=generator).to(dtype)
+        return values.contiguous(memory_format=layout)
+
+    delta, grad, x = draw() * 0.02, draw(), draw().sigmoid()
+    grad[0, 0, 0, :3] = torch.tensor([torch.nan, torch.inf, 0.0])
+    original = (x.float() * 255).byte()
+    alpha, eps = torch.tensor(2 / 255), torch.tensor([8 / 255, 3 / 255])
+    key = noise_key(5, [6, 7])
+    t, table = torch.tensor([3, 8]), torch.linspace(0.99, 0.1, 10)
+    ops = BACKEND.ops
+    results: list[torch.Tensor] = []
+    for step, norm in (("sign", "linf"), ("l2", "linf"), ("raw", "l2")):
+        changed = delta.clone()
+        fixed = (alpha, eps, None, step, norm, True, 0.0, 1.0, 0.0, 1.0, dtype)
+        results += [*ops["pgd_step_"](changed, grad, x, *fixed), changed]
+        changed = delta.clone()
+        results += [*ops["pgd_step_"](changed, grad, original, *fixed), changed]
+    results += ops["q_sample"](x, t, table, None, key, "diffusion", True, dtype)
+    for kind in ("epsilon", "v_prediction", "flow"):
+        args = (grad.nan_to_num(0, 1, -1), None, x, t, table, None, key, None, kind, True, 0.5)
+        results += ops["denoising_loss"](*args)
+    results.append(ops["quantize"](delta, original, eps, key, "delta", 0.0, 1.0))
+    results.append(ops["quantize"](x, original, eps, None, "image", 0.0, 1.0))
+    results.append(ops["image_scale"](x, eps))
+    return results
+
+
+@pytest.mark.usefixtures("restore_isa")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_all_supported_instruction_sets_give_the_same_bits(
+    dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    _native.use_isa("baseline")
+    expected = everything(dtype, layout)
+    for isa in _native.supported_isas()[1:]:
+        _native.use_isa(isa)
+        for i, (a, b) in enumerate(zip(everything(dtype, layout), expected, strict=True)):
+            assert torch.equal(a, b), f"result {i} on {isa}"
+
+
+@pytest.mark.slow
+def test_avx512_in_emulation_gives_the_bits_of_avx2(tmp_path: Path) -> None:
+    """Every kernel, type and layout, on a processor that has no AVX-512."""
+    if "avx2" not in _native.supported_isas():
+        pytest.skip("this processor has no AVX2")
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("g++ is not installed")
+    command = [
+        compiler,
+        *"-std=c++17 -O1 -ffp-contract=off -fno-math-errno -mavx2 -mfma -mf16c".split(),
+        "-Wno-ignored-attributes",
+        *(str(HERE / name) for name in ("isa_bits.cpp", "emulated_avx512.cpp")),
+        str(HERE.parents[1] / "csrc/cpu/kernels_avx2.cpp"),
+        "-o",
+        str(tmp_path / "isa_bits"),
+    ]
+    subprocess.run(command, check=True)
+    run = subprocess.run([str(tmp_path / "isa_bits")], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "equal\n")
+
+
+@pytest.mark.parametrize("name", ["avx9", "avx512"])
+def test_an_instruction_set_that_cannot_be_had_is_an_error_in_words(name: str) -> None:
+    if name in _native.supported_isas():
+        pytest.skip(f"this processor has {name}")
+    program = "from udp_fast import _native; _native.isa()"
+    environment = {**os.environ, "UDP_FAST_CPU_ISA": name}
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert f"UDP_FAST_CPU_ISA: got {name}" in run.stderr
+    assert "expected one of baseline" in run.stderr

@@ -1,0 +1,81 @@
+"""CUDA C++ kernels (csrc/cuda): one pass over memory an op, noise and targets in registers."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..registry import Backend
+from . import native
+from .denoising_loss import denoising_loss
+from .image_scale import image_scale
+from .pgd_step import pgd_step_
+from .q_sample import q_sample
+from .quantize import quantize
+
+#: What an op reads or writes; anything else among its tensors is one number an image.
+_SERVED = frozenset(native.DTYPES) | {torch.int64}
+
+
+@lru_cache(maxsize=64)
+def _too_old(device: torch.device) -> str:
+    found = torch.cuda.get_device_capability(device)
+    if found >= native.OLDEST:
+        return ""
+    oldest = ".".join(map(str, native.OLDEST))
+    return (
+        f"{device} has compute capability {found[0]}.{found[1]}, the kernels need {oldest} or later"
+    )
+
+
+def _not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
+    if native.MISSING:
+        return [native.MISSING]
+    device = None
+    for value in args:
+        if type(value) is torch.dtype:
+            if value not in native.DTYPES:
+                return [f"out_dtype {value} is not served, only float32, bfloat16 and float16"]
+        elif isinstance(value, Tensor):
+            if value.dtype not in _SERVED:
+                return [f"{value.dtype} is not served, only float32, bfloat16 and float16"]
+            if value.is_cpu and value.dim() == 0:
+                continue  # a number for all images
+            if not value.is_cuda:
+                return [f"a tensor is on {value.device}, not on a GPU"]
+            if device is not None and value.device != device:
+                return [f"tensors are on {device} and {value.device}, not on one GPU"]
+            device = value.device
+    too_old = _too_old(device) if device is not None else ""
+    return [too_old] if too_old else []
+
+
+def _status() -> str:
+    if native.MISSING:
+        return native.MISSING
+    found = native.module()
+    built = f"built with CUDA {found.cuda_version} for {found.architectures}"
+    missing = native.no_device()
+    if missing:
+        return f"{missing} ({built})"
+    gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    too_old = [reason for reason in map(_too_old, gpus) if reason]
+    return "; ".join([built, *too_old])
+
+
+BACKEND = Backend(
+    name="cuda",
+    ops={
+        "denoising_loss": denoising_loss,
+        "image_scale": image_scale,
+        "pgd_step_": pgd_step_,
+        "q_sample": q_sample,
+        "quantize": quantize,
+    },
+    not_supported_reasons=_not_supported_reasons,
+    status=_status,
+    missing=native.no_device(),
+)

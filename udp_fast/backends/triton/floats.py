@@ -1,0 +1,55 @@
+"""Floating-point steps that every kernel shares, in the meaning that csrc/math/lanes.h gives them.
+
+The kernels are compiled with `enable_fp_fusion=False`: an fma is where the source says fma, so that
+their results are the CPU kernels' bits.
+"""
+
+# ruff: noqa: RET505 - Triton compiles what follows an early return of a constant branch
+import triton
+import triton.language as tl
+
+#: Triton's interpreter rounds an fma twice and truncates where it makes a bfloat16.
+INTERPRET = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def fma(a, b, c):
+    """a * b + c, rounded once."""
+    if INTERPRET:
+        b = tl.cast(b, tl.float32).to(tl.float64)
+        c = tl.cast(c, tl.float32).to(tl.float64)
+        return (a.to(tl.float64) * b + c).to(tl.float32)
+    else:
+        return tl.fma(a, b, c)
+
+
+@triton.jit
+def widen(a):
+    """A loaded value as float32."""
+    if INTERPRET and a.dtype == tl.bfloat16:
+        return (a.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return a.to(tl.float32)
+
+
+@triton.jit
+def narrow(a, dtype: tl.constexpr):
+    """A float32 as it is stored, rounded to nearest even."""
+    if INTERPRET and dtype == tl.bfloat16:
+        bits = a.to(tl.uint32, bitcast=True)
+        rounded = bits + 0x7FFF + ((bits >> 16) & 1)
+        half = tl.where(a == a, rounded, 0x7FC00000) >> 16
+        return half.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return a.to(dtype)
+
+
+@triton.jit
+def at_most(a, bound):
+    """Not tl.minimum: a NaN passes, and of two zeros the first stays."""
+    return tl.where(a > bound, bound, a)
+
+
+@triton.jit
+def at_least(a, bound):
+    return tl.where(a < bound, bound, a)

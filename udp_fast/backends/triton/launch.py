@@ -1,0 +1,125 @@
+"""Starting kernels: how wide their tiles are, and with how many threads they run.
+
+Every kernel has one fixed configuration, 1024 elements by 128 threads. UDP_FAST_TRITON_AUTOTUNE=1
+lets those whose result cannot depend on it try `CONFIGS` at the first call for each dtype and size;
+read once, at import.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+#: (elements of a tile, warps): eight elements a thread, 16 bytes of a 16-bit dtype.
+DEFAULT = (1024, 4)
+CONFIGS = (DEFAULT, (512, 2), (2048, 8))
+
+AUTOTUNE = os.environ.get("UDP_FAST_TRITON_AUTOTUNE", "") == "1"
+
+
+class Launch(NamedTuple):
+    """One kernel as it is started."""
+
+    kernel: Any
+    programs: int
+    arguments: dict[str, Any]
+    warps: int
+
+
+_recorded: list[Launch] | None = None
+_tracing = False
+_tunable: dict[Any, tuple[str, ...]] = {}
+_tuned: dict[tuple[Any, int], Any] = {}
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Within it kernels are noted instead of run: what an op launches, for any device and size."""
+    global _recorded
+    before, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    """Within it kernels are put into torch.compile's graph instead of run."""
+    global _tracing
+    before, _tracing = _tracing, True
+    try:
+        yield
+    finally:
+        _tracing = before
+
+
+def width_of(*tensors: Tensor | None) -> int:
+    """Elements of a thread's vector access: eight, or four where all have 4 bytes."""
+    return 8 if any(t is not None and t.element_size() < 4 for t in tensors) else 4
+
+
+def number(value: Tensor, device: torch.device) -> tuple[float | Tensor, int | None]:
+    """A 0-dim or [B] float32 tensor as kernels take it: (number, None) or (tensor, stride).
+
+    One number on the CPU is passed with the launch, since copying it would stall the stream.
+    """
+    if value.dim() == 0 and value.device.type == "cpu" and not _tracing:
+        return float(value), None
+    return value.to(device), value.stride(0) if value.dim() else 0
+
+
+def tunable(*updated: str) -> Any:
+    """Marks a kernel whose result does not depend on the tile. ``updated``: changed in place."""
+
+    def mark(kernel: Any) -> Any:
+        _tunable[kernel] = updated
+        return kernel
+
+    return mark
+
+
+def launch(kernel: Any, programs: int, width: int, *args: Any, **constants: Any) -> None:
+    """Runs ``programs`` programs of a kernel that walks over images, on its tensors' device."""
+    if AUTOTUNE and kernel in _tunable and _recorded is None:
+        _run(_autotuner(kernel, width), programs, args, constants)
+    else:
+        elements, warps = DEFAULT
+        options = {"GROUPS": elements // width, "WIDTH": width, "num_warps": warps}
+        _run(kernel, programs, args, {**constants, **options, "enable_fp_fusion": False})
+
+
+def launch_sums(kernel: Any, images: int, *args: Any) -> None:
+    """Runs a kernel that finishes the sums of one image a program."""
+    _run(kernel, images, args, {"num_warps": DEFAULT[1], "enable_fp_fusion": False})
+
+
+def _run(kernel: Any, programs: int, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    if _recorded is not None:
+        arguments = dict(zip(kernel.arg_names, args, strict=False))
+        arguments |= {name: named[name] for name in kernel.arg_names if name in named}
+        _recorded.append(Launch(kernel, programs, arguments, named["num_warps"]))
+        return
+    if _tracing:
+        kernel = torch.library.wrap_triton(kernel)
+    kernel[(programs,)](*args, **named)
+
+
+def _autotuner(kernel: Any, width: int) -> Any:
+    if (kernel, width) not in _tuned:
+        configs = [
+            triton.Config(
+                {"GROUPS": elements // width, "WIDTH": width, "enable_fp_fusion": False},
+                num_warps=warps,
+            )
+            for elements, warps in CONFIGS
+        ]
+        tune = triton.autotune(configs, key=["pixels"], restore_value=list(_tunable[kernel]))
+        _tuned[kernel, width] = tune(kernel)
+    return _tuned[kernel, width]

@@ -1,0 +1,75 @@
+"""One element of a projected-gradient step, as in csrc/math/pgd.h."""
+
+# ruff: noqa: RET505 - Triton compiles what follows an early return of a constant branch
+import triton
+import triton.language as tl
+
+from .floats import at_least, at_most, fma
+
+LARGEST = tl.constexpr(3.40282346638528859811704183484516925e38)
+
+
+@triton.jit
+def is_finite(a):
+    return tl.abs(a) <= LARGEST  # false for a NaN
+
+
+@triton.jit
+def finite_or_zero(gradient):
+    return tl.where(is_finite(gradient), gradient, 0.0)
+
+
+@triton.jit
+def stepped(delta, gradient, size, SIGN: tl.constexpr):
+    """delta + size * s(gradient); size = +-alpha * mask, over the norm for an l2 step."""
+    g = finite_or_zero(gradient)
+    if SIGN:
+        up = tl.where(g > 0.0, size, 0.0)
+        return delta + tl.where(g < 0.0, 0.0 - size, up)
+    else:
+        return fma(g, size, delta)
+
+
+@triton.jit
+def within(a, bound):
+    return at_most(at_least(a, 0.0 - bound), bound)
+
+
+@triton.jit
+def project(delta, x, bound, scale, lo, hi):
+    """Onto the ball (linf: bound, scale 1; l2: scale, the largest float), then into the range."""
+    d = at_least(within(delta, bound) * scale, lo - x)
+    return at_most(d, hi - x)
+
+
+@triton.jit
+def adversarial(x, delta, lo, hi):
+    return at_most(at_least(x + delta, lo), hi)
+
+
+@triton.jit
+def to_out_range(value, lo, out_lo, out_hi, out_scale):
+    return at_most(fma(value - lo, out_scale, out_lo), out_hi)
+
+
+@triton.jit
+def from_byte(byte, lo, width):
+    """lo + byte / 255 * width, the quotient correctly rounded: 1 / 255 is taken in two parts."""
+    unit = fma(byte, 0.0039215688593685626983642578125, byte * -2.319175823606301e-10)
+    return fma(unit, width, lo)
+
+
+@triton.jit
+def bound_in(eps, dtype: tl.constexpr):
+    """The largest value of ``dtype`` that is <= eps: rounding towards zero."""
+    if dtype == tl.float32:
+        return eps
+    else:
+        if dtype == tl.bfloat16:
+            bits = eps.to(tl.uint32, bitcast=True) & 0xFFFF0000
+            return bits.to(tl.float32, bitcast=True)
+        else:
+            nearest = eps.to(tl.float16)
+            below = (nearest.to(tl.int16, bitcast=True) - 1).to(tl.float16, bitcast=True)
+            bound = tl.where(nearest.to(tl.float32) > eps, below, nearest).to(tl.float32)
+            return tl.where(eps >= 65504.0, 65504.0, bound)

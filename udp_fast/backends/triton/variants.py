@@ -1,0 +1,359 @@
+"""Every kernel in every form that is launched, to be compiled and examined where there is no GPU.
+
+The forms come from the launches themselves: `CASES` lists calls of the ops, their launches are
+recorded on meta tensors, and each distinct one is a `Variant`. A kernel of this package that no case
+launches is an error. To add an op, write its calls:
+
+    @cases("my_op")
+    def _my_op() -> Iterator[Case]:
+        for shape in ("dense", "odd"):
+            yield Case(shape, "bf16", (image(shape, torch.bfloat16), scale, True))
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from .denoising_loss import denoising_loss
+from .image_scale import image_scale
+from .launch import Launch, recorded
+from .pgd_step import pgd_step_
+from .q_sample import q_sample
+from .quantize import quantize
+
+#: Compute capabilities that the proof compiles for.
+ARCHS = (80, 86, 89, 90, 100)
+
+F32, BF16, F16, U8 = torch.float32, torch.bfloat16, torch.float16, torch.uint8
+NAMES = {F32: "f32", BF16: "bf16", F16: "f16", U8: "u8"}
+
+#: What an operand looks like in memory, and the shape that stands for it.
+SHAPES = {
+    "dense": (8, 3, 256, 256),  # sizes and strides are multiples of 16: vector accesses
+    "huge": (2, 64, 8192, 8192),  # the same in 64 bits
+    "latent": (8, 4, 64, 64),  # channels last, where noise needs to know which element is which
+    "rgb": (8, 3, 256, 256),  # so, with three channels
+    "odd": (1, 3, 255, 255),  # one image of any size: vectors, up to its last few elements
+    "ragged": (2, 3, 255, 255),  # several: rows begin anywhere, one element an access
+    "strided": (2, 6, 256, 256),  # channels last beside contiguous: one element an access
+}
+VECTORISED = ("dense", "huge", "latent", "rgb", "odd")
+
+
+def image(shape: str, dtype: torch.dtype) -> Tensor:
+    """A tensor without memory of one of `SHAPES`."""
+    last = shape in ("latent", "rgb", "strided")
+    tensor = torch.empty(SHAPES[shape], dtype=dtype, device="meta")
+    return tensor.contiguous(memory_format=torch.channels_last) if last else tensor
+
+
+class Case(NamedTuple):
+    """A call of an op."""
+
+    shape: str
+    label: str
+    arguments: tuple[Any, ...]
+
+
+_CASES: list[tuple[Callable[..., Any], Callable[[], Iterator[Case]]]] = []
+
+
+def cases(op: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Registers a function that yields an op's `Case`s."""
+
+    def register(function: Callable[[], Iterator[Case]]) -> Callable[[], Iterator[Case]]:
+        _CASES.append((op, function))
+        return function
+
+    return register
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel in one form."""
+
+    name: str
+    kernel: Any = field(repr=False)
+    shape: str  # a key of SHAPES
+    signature: Mapping[str, str]  # argument -> Triton's name of its type, or "constexpr"
+    constants: Mapping[str, Any]
+    multiples: tuple[str, ...]  # arguments known to be multiples of 16
+    warps: int
+    streams: Mapping[str, int]  # elementwise operands -> bytes of an element
+
+    @property
+    def walks(self) -> bool:
+        """False for the second stage of a sum, which has one program an image."""
+        return bool(self.streams)
+
+    @property
+    def vectorised(self) -> bool:
+        """True where no access of the main loop may be narrower than `access` says."""
+        return self.walks and self.shape in VECTORISED
+
+    @property
+    def elements(self) -> int:
+        """Of a thread, in one turn of the main loop."""
+        channels = self.constants.get("INTERLEAVED", 0)
+        groups, width = self.constants["GROUPS"], self.constants["WIDTH"]
+        return groups * (4 * channels or width) // (32 * self.warps)
+
+    @property
+    def bytes(self) -> int:
+        """That an element costs at least, loads and stores."""
+        return sum(
+            size * (2 if (self.kernel.__name__, name) in _UPDATED else 1)
+            for name, size in self.streams.items()
+        )
+
+    def access(self, operand: str) -> int:
+        """Bytes that one access of a thread to a streamed operand should move."""
+        run = 4 if self.constants.get("INTERLEAVED", 0) else self.constants["WIDTH"]
+        return min(16, self.streams[operand] * run)
+
+
+#: Operands that are read and written.
+_UPDATED = {("pgd_step_kernel", "delta")}
+_TYPES = {
+    torch.float64: "*fp64",
+    F32: "*fp32",
+    BF16: "*bf16",
+    F16: "*fp16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    U8: "*u8",
+}
+
+
+def _variant(name: str, shape: str, launch: Launch) -> Variant:
+    """The form that Triton's launcher would compile for these arguments."""
+    signature, constants, multiples = {}, {}, []
+    parameters = {p.name: p for p in launch.kernel.params}
+    for key, value in launch.arguments.items():
+        aligned = False
+        if parameters[key].is_constexpr or value is None or (type(value) is int and value == 1):
+            signature[key], constants[key] = "constexpr", value
+        elif isinstance(value, Tensor):
+            signature[key] = _TYPES[value.dtype]
+            aligned = value.storage_offset() * value.element_size() % 16 == 0
+        elif isinstance(value, float):
+            signature[key] = "fp32"
+        else:
+            signature[key] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            aligned = value % 16 == 0
+        if aligned:
+            multiples.append(key)
+    for key, parameter in parameters.items():
+        if key not in signature:  # left to its default
+            signature[key], constants[key] = "constexpr", parameter.default
+    streams = {
+        key: value.element_size()
+        for key, value in launch.arguments.items()
+        if isinstance(value, Tensor) and (f"{key}_pixel" in signature or key == "noise_out")
+    }
+    return Variant(
+        name, launch.kernel, shape, signature, constants, tuple(multiples), launch.warps, streams
+    )
+
+
+@cache
+def variants() -> tuple[Variant, ...]:
+    """Every form of every kernel, by way of `CASES`; needs Triton, but no GPU."""
+    found: dict[str, Variant] = {}
+    for op, function in _CASES:
+        for case in function():
+            with recorded() as launches:
+                op(*case.arguments)
+            for launch in launches:
+                kernel = launch.kernel.__name__.removesuffix("_kernel")
+                new = _variant(f"{kernel}-{case.shape}-{case.label}", case.shape, launch)
+                found.setdefault(_identity(new), new)
+    missing = _kernels() - {v.kernel.__name__ for v in found.values()}
+    if missing:
+        raise LookupError(f"variants: no case launches {', '.join(sorted(missing))}")
+    return tuple(found.values())
+
+
+def _identity(v: Variant) -> str:
+    return repr((v.kernel.__name__, v.signature, v.constants, v.multiples, v.warps))
+
+
+def _kernels() -> set[str]:
+    """The names of all kernels in this package."""
+    package = importlib.import_module(__package__)
+    modules = (
+        importlib.import_module(f"{__package__}.{m.name}")
+        for m in pkgutil.iter_modules(package.__path__)
+    )
+    return {name for module in modules for name in vars(module) if name.endswith("_kernel")}
+
+
+def compile_variant(variant: Variant, cc: int) -> Any:
+    """The compiled kernel (``.asm["cubin"]``, ``.asm["ptx"]`` ...) for compute capability ``cc``.
+
+    Triton keeps results by content: the second time is quick.
+    """
+    names = variant.kernel.arg_names
+    source = ASTSource(
+        variant.kernel,
+        {name: variant.signature[name] for name in names},
+        constexprs=dict(variant.constants),
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in variant.multiples},
+    )
+    options = {"num_warps": variant.warps, "enable_fp_fusion": False}
+    return triton.compile(source, target=GPUTarget("cuda", cc, 32), options=options)
+
+
+def _batch(shape: str) -> int:
+    return SHAPES[shape][0]
+
+
+def _key(shape: str) -> Tensor:
+    return torch.empty((_batch(shape), 3), dtype=torch.int64, device="meta")
+
+
+def _timesteps(shape: str) -> tuple[Tensor, Tensor]:
+    t = torch.empty((_batch(shape),), dtype=torch.int64, device="meta")
+    return t, torch.empty((1000,), device="meta")
+
+
+def _weights(shape: str) -> Tensor:
+    return torch.empty((_batch(shape),), device="meta")
+
+
+@cases(q_sample)
+def _q_sample() -> Iterator[Case]:
+    def case(shape: str, label: str, x: torch.dtype, out: torch.dtype, **options: Any) -> Case:
+        noise = options.get("noise")
+        drawn = (None, _key(shape)) if noise is None else (noise, None)
+        path, copy = options.get("path", "diffusion"), options.get("copy", False)
+        t, table = _timesteps(shape)
+        return Case(shape, label, (image(shape, x), t, table, *drawn, path, copy, out))
+
+    for dtype in (F32, BF16, F16):
+        for shape in ("dense", "latent", "rgb"):
+            yield case(shape, NAMES[dtype], dtype, dtype)
+        yield case("dense", f"noise-{NAMES[dtype]}", dtype, dtype, noise=image("dense", dtype))
+    yield case("dense", "f32-to-bf16", F32, BF16)
+    yield case("dense", "flow-bf16", BF16, BF16, path="flow")
+    yield case("dense", "noise-out-bf16", BF16, BF16, copy=True)
+    for shape in ("huge", "odd", "ragged", "strided"):
+        yield case(shape, "bf16", BF16, BF16)
+    mixed = image("ragged", BF16).contiguous(memory_format=torch.channels_last)
+    yield case("ragged", "scattered-bf16", BF16, BF16)._replace(
+        arguments=(mixed, *_timesteps("ragged"), None, _key("ragged"), "diffusion", False, BF16)
+    )
+
+
+@cases(denoising_loss)
+def _denoising_loss() -> Iterator[Case]:
+    def case(shape: str, label: str, target: str, dtype: torch.dtype, **options: Any) -> Case:
+        given = options.get("given")
+        explicit = target == "explicit"
+        t, table = _timesteps(shape) if target == "v_prediction" else (None, None)
+        arguments = (
+            image(shape, dtype),
+            given if explicit else None,
+            image(shape, dtype) if target in ("v_prediction", "sample", "flow") else None,
+            t,
+            table,
+            None if explicit else given,
+            _key(shape) if given is None and target != "sample" else None,
+            options.get("weight"),
+            "epsilon" if explicit else target,
+            options.get("with_grad", True),
+            0.125,
+        )
+        return Case(shape, f"{label}-{NAMES[dtype]}", arguments)
+
+    for dtype in (F32, BF16, F16):
+        for shape in ("dense", "latent", "rgb"):
+            yield case(shape, "epsilon", "epsilon", dtype)
+        yield case("dense", "explicit", "explicit", dtype, given=image("dense", dtype))
+    for target in ("v_prediction", "sample", "flow"):
+        yield case("dense", target, target, BF16)
+    yield case("latent", "v_prediction", "v_prediction", BF16)
+    yield case("dense", "flow-noise", "flow", BF16, given=image("dense", BF16))
+    yield case("dense", "epsilon-weighted", "epsilon", BF16, weight=_weights("dense"))
+    yield case("dense", "epsilon-no-grad", "epsilon", BF16, with_grad=False)
+    for shape in ("huge", "odd", "ragged", "strided"):
+        yield case(shape, "epsilon", "epsilon", BF16)
+
+
+@cases(quantize)
+def _quantize() -> Iterator[Case]:
+    eps = torch.tensor(8 / 255)
+    for dtype in (F32, BF16, F16):
+        value, original = image("dense", dtype), image("dense", U8)
+        yield Case("dense", NAMES[dtype], (value, original, eps, None, "delta", 0.0, 1.0))
+    value, original = image("dense", F32), image("dense", U8)
+    key, budgets = _key("dense"), _weights("dense")
+    yield Case("dense", "image-f32", (value, original, eps, None, "image", 0.0, 1.0))
+    yield Case("dense", "budgets-f32", (value, original, budgets, None, "delta", 0.0, 1.0))
+    for shape in ("dense", "huge", "latent", "rgb", "odd", "ragged", "strided"):
+        value, original, key = image(shape, F32), image(shape, U8), _key(shape)
+        yield Case(shape, "random-f32", (value, original, eps, key, "delta", 0.0, 1.0))
+
+
+@cases(image_scale)
+def _image_scale() -> Iterator[Case]:
+    for dtype in (F32, BF16, F16):
+        yield Case("dense", NAMES[dtype], (image("dense", dtype), _weights("dense")))
+    for shape in ("huge", "odd", "ragged"):
+        yield Case(shape, "bf16", (image(shape, BF16), _weights(shape)))
+
+
+@cases(pgd_step_)
+def _pgd_step() -> Iterator[Case]:
+    def case(
+        shape: str,
+        label: str,
+        dtypes: tuple[torch.dtype, torch.dtype, torch.dtype, torch.dtype],
+        **options: Any,
+    ) -> Case:
+        delta, grad, x, out = dtypes
+        alpha, eps = options.get("budget", (torch.tensor(1 / 255), torch.tensor(8 / 255)))
+        step, norm = options.get("step", "sign"), options.get("norm", "linf")
+        bounds = (0.0, 1.0, *options.get("out_range", (0.0, 1.0)))
+        arguments = (
+            torch.empty(SHAPES[shape], dtype=delta, device="meta"),
+            *(image(shape, dtype) for dtype in (grad, x)),
+            *(alpha, eps, options.get("mask"), step, norm, options.get("maximize", True)),
+            *(*bounds, out),
+        )
+        return Case(shape, label, arguments)
+
+    typical = (F16, BF16, U8, BF16)
+    for label, dtypes in {
+        "f32": (F32, F32, F32, F32),
+        "bf16": (BF16, BF16, BF16, BF16),
+        "f16": (F16, F16, F16, F16),
+        "f32-u8": (F32, F32, U8, F32),
+        "mixed": typical,
+    }.items():
+        yield case("dense", label, dtypes)
+    b, _, h, w = SHAPES["dense"]
+    for dtype in (U8, F32):
+        mask = torch.empty((b, 1, h, w), dtype=dtype, device="meta")
+        yield case("dense", f"mask-{NAMES[dtype]}", typical, mask=mask)
+    yield case("dense", "mapped", typical, out_range=(-1.0, 1.0))
+    yield case("dense", "descend", typical, maximize=False)
+    yield case("dense", "budgets", typical, budget=(_weights("dense"), _weights("dense")))
+    for shape in ("huge", "odd", "ragged", "strided"):
+        yield case(shape, "mixed", typical)
+    for dtype in (F32, BF16, F16):
+        same = (dtype,) * 4
+        yield case("dense", f"l2-{NAMES[dtype]}", same, step="l2", norm="l2")
+    yield case("dense", "raw-mixed", typical, step="raw")
+    yield case("dense", "sign-l2-mixed", typical, norm="l2")
