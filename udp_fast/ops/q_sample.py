@@ -59,6 +59,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.x_dtype = x.dtype
     ctx.noise_dtype = None if noise is None else noise.dtype
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad: Tensor, _grad_noise: Tensor | None) -> tuple[Any, ...]:
@@ -70,6 +71,14 @@ def _backward(ctx: Any, grad: Tensor, _grad_noise: Tensor | None) -> tuple[Any, 
 
 
 torch.library.register_autograd("udp_fast::q_sample", _backward, setup_context=_setup_context)
+
+
+class _Eager(torch.autograd.Function):
+    """The same rule without torch.library's dispatch, which costs a small latent more than the op."""
+
+    forward = staticmethod(_q_sample)
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_backward)
 
 
 def check_schedule(
@@ -125,6 +134,10 @@ def q_sample(
     check_noise("q_sample", noise, key, x)
     if out_dtype is not None:
         check.check_float_dtype("q_sample", "out_dtype", out_dtype)
-    sample = _q_sample if check.is_plain(x, noise) else torch.ops.udp_fast.q_sample
+    sample: Any
+    if not check.is_eager(x, noise):
+        sample = torch.ops.udp_fast.q_sample
+    else:
+        sample = _Eager.apply if check.wants_grad(x, noise) else _q_sample
     x_t, drawn = sample(x, t, table, noise, key, path, bool(return_noise), out_dtype or x.dtype)
     return (x_t, drawn) if return_noise else x_t

@@ -147,12 +147,16 @@ def is_plain(*tensors: Tensor | None) -> bool:
     torch.library's dispatch costs 5 to 40 microseconds a call, which the in-place update of a small
     latent would feel; it is needed only for torch.compile, tensor subclasses and autograd.
     """
-    if torch.compiler.is_compiling():
-        return False
-    grad = torch.is_grad_enabled()
-    for tensor in tensors:
-        if tensor is not None and (
-            type(tensor) not in (Tensor, torch.nn.Parameter) or (grad and tensor.requires_grad)
-        ):
-            return False
-    return True
+    return is_eager(*tensors) and not wants_grad(*tensors)
+
+
+def is_eager(*tensors: Tensor | None) -> bool:
+    """True outside torch.compile for ordinary tensors: no fake, no subclass to dispatch on."""
+    return not torch.compiler.is_compiling() and all(
+        t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors
+    )
+
+
+def wants_grad(*tensors: Tensor | None) -> bool:
+    """True when autograd is on and one of the tensors requires a gradient."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
