@@ -40,8 +40,12 @@ R each(Op op) {
     return r;
 }
 using Quads = Vector<uint64_t, 8>;
-inline Quads quads(const Words& a) { return bits<Quads>(a); }
-inline Words words(const Quads& a) { return bits<Words>(a); }
+inline Quads quads(const Words& a) {
+    return bits<Quads>(a);
+}
+inline Words words(const Quads& a) {
+    return bits<Words>(a);
+}
 
 inline float rounded(float a, int mode) {
     return (mode & 3) == _MM_FROUND_TO_NEG_INF ? std::floor(a) : std::nearbyint(a);
@@ -68,39 +72,79 @@ inline Floats unpack(const Floats& a, const Floats& b, unsigned first) {
 #define E_WORDS(...) \
     emulated::each<emulated::Words>([=](unsigned i) -> uint32_t { return __VA_ARGS__; })
 #define E_QUADS(...) \
-    emulated::words(     \
+    emulated::words( \
         emulated::each<emulated::Quads>([=](unsigned i) -> uint64_t { return __VA_ARGS__; }))
 
 namespace emulated {
 
-inline Floats set1_ps(float a) { return E_FLOATS(((void)i, a)); }
-inline Words set1_epi32(int a) { return E_WORDS(((void)i, static_cast<uint32_t>(a))); }
-inline Words set1_epi64(long long a) { return E_QUADS(((void)i, static_cast<uint64_t>(a))); }
+inline Floats set1_ps(float a) {
+    return E_FLOATS(((void)i, a));
+}
+inline Words set1_epi32(int a) {
+    return E_WORDS(((void)i, static_cast<uint32_t>(a)));
+}
+inline Words set1_epi64(long long a) {
+    return E_QUADS(((void)i, static_cast<uint64_t>(a)));
+}
 inline Words setr_epi64(uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f,
                         uint64_t g, uint64_t h) {
     return words(Quads{{a, b, c, d, e, f, g, h}});
 }
-inline Floats add_ps(Floats a, Floats b) { return E_FLOATS(a.v[i] + b.v[i]); }
-inline Floats sub_ps(Floats a, Floats b) { return E_FLOATS(a.v[i] - b.v[i]); }
-inline Floats mul_ps(Floats a, Floats b) { return E_FLOATS(a.v[i] * b.v[i]); }
+inline Floats add_ps(Floats a, Floats b) {
+    return E_FLOATS(a.v[i] + b.v[i]);
+}
+inline Floats sub_ps(Floats a, Floats b) {
+    return E_FLOATS(a.v[i] - b.v[i]);
+}
+inline Floats mul_ps(Floats a, Floats b) {
+    return E_FLOATS(a.v[i] * b.v[i]);
+}
 inline Floats fmadd_ps(Floats a, Floats b, Floats c) {
     return E_FLOATS(std::fma(a.v[i], b.v[i], c.v[i]));
 }
 // The second operand where they are equal or either is a NaN.
-inline Floats min_ps(Floats a, Floats b) { return E_FLOATS(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
-inline Floats max_ps(Floats a, Floats b) { return E_FLOATS(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
-inline Floats sqrt_ps(Floats a) { return E_FLOATS(std::sqrt(a.v[i])); }
-inline Floats roundscale_ps(Floats a, int mode) { return E_FLOATS(rounded(a.v[i], mode)); }
-inline Words add_epi32(Words a, Words b) { return E_WORDS(a.v[i] + b.v[i]); }
-inline Words sub_epi32(Words a, Words b) { return E_WORDS(a.v[i] - b.v[i]); }
-inline Words and_si512(Words a, Words b) { return E_WORDS(a.v[i] & b.v[i]); }
-inline Words or_si512(Words a, Words b) { return E_WORDS(a.v[i] | b.v[i]); }
-inline Words xor_si512(Words a, Words b) { return E_WORDS(a.v[i] ^ b.v[i]); }
-inline Words slli_epi32(Words a, unsigned n) { return E_WORDS(a.v[i] << n); }
-inline Words srli_epi32(Words a, unsigned n) { return E_WORDS(a.v[i] >> n); }
-inline Words slli_epi64(Words a, unsigned n) { return E_QUADS(quads(a).v[i] << n); }
-inline Words srli_epi64(Words a, unsigned n) { return E_QUADS(quads(a).v[i] >> n); }
-inline Words add_epi64(Words a, Words b) { return E_QUADS(quads(a).v[i] + quads(b).v[i]); }
+inline Floats min_ps(Floats a, Floats b) {
+    return E_FLOATS(a.v[i] < b.v[i] ? a.v[i] : b.v[i]);
+}
+inline Floats max_ps(Floats a, Floats b) {
+    return E_FLOATS(a.v[i] > b.v[i] ? a.v[i] : b.v[i]);
+}
+inline Floats sqrt_ps(Floats a) {
+    return E_FLOATS(std::sqrt(a.v[i]));
+}
+inline Floats roundscale_ps(Floats a, int mode) {
+    return E_FLOATS(rounded(a.v[i], mode));
+}
+inline Words add_epi32(Words a, Words b) {
+    return E_WORDS(a.v[i] + b.v[i]);
+}
+inline Words sub_epi32(Words a, Words b) {
+    return E_WORDS(a.v[i] - b.v[i]);
+}
+inline Words and_si512(Words a, Words b) {
+    return E_WORDS(a.v[i] & b.v[i]);
+}
+inline Words or_si512(Words a, Words b) {
+    return E_WORDS(a.v[i] | b.v[i]);
+}
+inline Words xor_si512(Words a, Words b) {
+    return E_WORDS(a.v[i] ^ b.v[i]);
+}
+inline Words slli_epi32(Words a, unsigned n) {
+    return E_WORDS(a.v[i] << n);
+}
+inline Words srli_epi32(Words a, unsigned n) {
+    return E_WORDS(a.v[i] >> n);
+}
+inline Words slli_epi64(Words a, unsigned n) {
+    return E_QUADS(quads(a).v[i] << n);
+}
+inline Words srli_epi64(Words a, unsigned n) {
+    return E_QUADS(quads(a).v[i] >> n);
+}
+inline Words add_epi64(Words a, Words b) {
+    return E_QUADS(quads(a).v[i] + quads(b).v[i]);
+}
 inline Words mul_epu32(Words a, Words b) {
     return E_QUADS((quads(a).v[i] & 0xffffffffu) * (quads(b).v[i] & 0xffffffffu));
 }
@@ -156,7 +200,9 @@ inline __m256i cvtps_ph(Floats a) {
     return bits<__m256i>(Halves{_mm256_cvtps_ph(r.v[0], _MM_FROUND_TO_NEAREST_INT),
                                 _mm256_cvtps_ph(r.v[1], _MM_FROUND_TO_NEAREST_INT)});
 }
-inline __m256 half_of(Floats a, int which) { return bits<Vector<__m256, 2>>(a).v[which]; }
+inline __m256 half_of(Floats a, int which) {
+    return bits<Vector<__m256, 2>>(a).v[which];
+}
 inline Doubles cvtps_pd(__m256 a) {
     const auto f = bits<Vector<float, 8>>(a);
     return each<Doubles>([=](unsigned i) { return static_cast<double>(f.v[i]); });
@@ -178,7 +224,8 @@ inline Floats shuffle_ps(Floats a, Floats b, unsigned how) {
 #define _mm512_set1_epi32 emulated::set1_epi32
 #define _mm512_set1_epi64 emulated::set1_epi64
 #define _mm512_setr_epi64 emulated::setr_epi64
-#define _mm512_setzero_pd() emulated::Doubles{}
+#define _mm512_setzero_pd() \
+    emulated::Doubles {}
 #define _mm512_add_ps emulated::add_ps
 #define _mm512_sub_ps emulated::sub_ps
 #define _mm512_mul_ps emulated::mul_ps

@@ -1,5 +1,5 @@
-// Runs every kernel through two instruction sets on the same inputs and compares the bits of all that
-// they write: AVX2, and AVX-512 in its emulation. Built and run by test_isa.py.
+// Runs every kernel through two instruction sets on the same inputs and compares the bits of all
+// that they write: AVX2, and AVX-512 in its emulation. Built and run by test_isa.py.
 #include "../../csrc/cpu/ops.h"
 
 #include <cstdio>
@@ -184,13 +184,13 @@ int main() {
                 ImageScale s{};
                 s.x = x.operand();
                 s.scale = {half, 1};
-                compare("image_scale", walk, {Tensor(other, !cl)},
-                        [&](const Kernels& k, int64_t image, int64_t chunk,
-                            std::vector<Tensor>& out) {
-                            s.out = out[0].operand();
-                            k.image_scale(s, walk, image, chunk);
-                            return 0.0;
-                        });
+                compare(
+                    "image_scale", walk, {Tensor(other, !cl)},
+                    [&](const Kernels& k, int64_t image, int64_t chunk, std::vector<Tensor>& out) {
+                        s.out = out[0].operand();
+                        k.image_scale(s, walk, image, chunk);
+                        return 0.0;
+                    });
             }
         }
     }
