@@ -151,7 +151,7 @@ Exit codes:
     group="Protection",
     metavar="N",
     type=int,
-    help="Gradient steps on each photograph in each round.  [default: 5]",
+    help="Gradient steps on each photograph in each round.  [default: 4]",
 )
 @click.option(
     "--rounds",
