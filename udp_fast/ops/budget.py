@@ -7,9 +7,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-# Rounding of k/255 to float32 moves eps * 255 by less than 2**-15 of a level; a budget this close
-# below a whole level means that level.
-LEVEL_SLACK = 2.0**-10
+from ..backends.reference.quantize import LEVEL_SLACK
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from ..backends import dispatch
+from ..backends.reference.q_sample import coefficients
 from . import validation as check
 from .image_scale import image_scale
-from .q_sample import check_noise, coefficients
+from .q_sample import check_noise
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
 REDUCTIONS = ("mean", "sum", "none")
@@ -80,7 +81,7 @@ def _backward(ctx: Any, grad_loss: Tensor, _grad_grad: Tensor | None) -> tuple[A
     def scaled(per_image: Tensor | float, dtype: torch.dtype) -> Tensor:
         return image_scale(grad, factor * per_image).to(dtype)
 
-    a, s = (1.0, 1.0) if kind != "v_prediction" else coefficients(table, t, "diffusion")
+    a, s = (1.0, 1.0) if kind != "v_prediction" else coefficients(table[t], "diffusion")
     dpred = dtarget = dx = dnoise = None
     if needs_pred:
         dpred = grad if _all_ones(factor) else scaled(1.0, grad.dtype)
@@ -95,13 +96,7 @@ def _backward(ctx: Any, grad_loss: Tensor, _grad_grad: Tensor | None) -> tuple[A
 
 def _all_ones(factor: Tensor) -> bool:
     """True when it is known, without waiting for a device, that there is nothing to scale."""
-    return is_eager_cpu(factor) and bool((factor == 1).all())
-
-
-def is_eager_cpu(tensor: Tensor) -> bool:
-    return (
-        type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
-    )
+    return check.is_eager(factor) and factor.is_cpu and bool((factor == 1).all())
 
 
 torch.library.register_autograd("udp_fast::denoising_loss", _backward, setup_context=_setup_context)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..backends import dispatch
+from ..backends.reference.q_sample import coefficients
 from . import validation as check
 from .image_scale import image_scale
 
@@ -24,14 +25,6 @@ torch.library.define(
     "(Tensor x, Tensor t, Tensor table, Tensor? noise, Tensor? key, str path, bool return_noise,"
     " ScalarType out_dtype) -> (Tensor, Tensor)",
 )
-
-
-def coefficients(table: Tensor, t: Tensor, path: str) -> tuple[Tensor, Tensor]:
-    """(a, s) per image, [B] float32: what multiplies the image and what multiplies the noise."""
-    value = table[t]
-    if path == "flow":
-        return 1 - value, value
-    return value.sqrt(), (1 - value).sqrt()
 
 
 def _q_sample(x: Tensor, t: Tensor, table: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
@@ -64,7 +57,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _backward(ctx: Any, grad: Tensor, _grad_noise: Tensor | None) -> tuple[Any, ...]:
     t, table = ctx.saved_tensors
-    a, s = coefficients(table, t, ctx.path)
+    a, s = coefficients(table[t], ctx.path)
     dx = image_scale(grad, a).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
     dn = image_scale(grad, s).to(ctx.noise_dtype) if ctx.needs_input_grad[3] else None
     return dx, None, None, dn, None, None, None, None

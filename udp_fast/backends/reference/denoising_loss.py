@@ -35,7 +35,7 @@ def derived_target(
         return n - x
     assert table is not None
     assert t is not None
-    a, s = coefficients(table, t, "diffusion", x)
+    a, s = coefficients(per_image(table[t], x).to(f), "diffusion")
     return a * n - s * x
 
 

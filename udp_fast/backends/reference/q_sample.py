@@ -9,9 +9,8 @@ from .arithmetic import compute_dtype, per_image
 from .philox import normals
 
 
-def coefficients(table: Tensor, t: Tensor, path: str, like: Tensor) -> tuple[Tensor, Tensor]:
-    """(a, s), broadcastable to ``like``: the weights of the image and of the noise."""
-    value = per_image(table[t], like).to(compute_dtype(like))
+def coefficients(value: Tensor, path: str) -> tuple[Tensor, Tensor]:
+    """(a, s) where the schedule has ``value``: the weights of the image and of the noise."""
     if path == "flow":
         return 1 - value, value
     return value.sqrt(), (1 - value).sqrt()
@@ -32,7 +31,7 @@ def q_sample(
         assert key is not None
         noise = normals(key, x.shape, f)
     noise = noise.to(f)
-    a, s = coefficients(table, t, path, x.to(f))
+    a, s = coefficients(per_image(table[t], x).to(f), path)
     x_t = torch.empty_like(x, dtype=out_dtype).copy_(a * x.to(f) + s * noise)
     if not return_noise:
         return x_t, x_t.new_empty((0,))

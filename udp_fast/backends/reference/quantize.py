@@ -8,7 +8,8 @@ from torch import Tensor
 from .arithmetic import compute_dtype, per_image
 from .philox import uniforms
 
-# A budget this close below a whole number of levels means that number.
+# A budget this close below a whole number of levels means that number: rounding k/255 to float32
+# moves it by less than 2**-15 of a level.
 LEVEL_SLACK = 2.0**-10
 
 
