@@ -9,12 +9,16 @@ spreads what is left of the tile borders over the whole image.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 __all__ = ["TileGrid"]
+
+#: Pixels of one model call: what bounds the memory of the activations.
+_PIXELS_PER_CALL = 512 * 512
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,13 @@ class TileGrid:
     def tile_shape(self) -> tuple[int, int]:
         """Height and width of every tile in pixels."""
         return self.rows.tile, self.columns.tile
+
+    def batches(self) -> Iterator[slice]:
+        """The tiles in order, as many at a time as one model call should take."""
+        height, width = self.tile_shape
+        size = max(1, _PIXELS_PER_CALL // (height * width))
+        for first in range(0, len(self), size):
+            yield slice(first, first + size)
 
     def cut(self, image: Tensor) -> Tensor:
         """Tiles of an image [C, H, W] as [len(self), C, h, w], same dtype; differentiable."""

@@ -13,7 +13,8 @@ from udp_fast.ops import denoising_loss, noise_key, q_sample
 
 __all__ = ["surrogate_loss", "tile_losses"]
 
-_PIXELS_PER_CALL = 512 * 512
+#: Noise streams of the tiles start here, above those of the attack.
+_TILE_STREAM = 1 << 24
 
 
 def tile_losses(
@@ -45,25 +46,17 @@ def tile_losses(
         multiple=denoiser.multiple,
     )
     tiles = grid.cut(image.float() / 127.5 - 1.0)
-    batch = max(1, _PIXELS_PER_CALL // tiles[0, 0].numel())
     device = image.device
     table = denoiser.schedule.alphas_cumprod.to(device)
     sampler = TimestepSampler.uniform(len(table))
     t = sampler.stratified(len(grid), draws, seed=(seed, image_id)).to(device)
     losses = torch.empty(t.shape, device=device)
-    # One key a tile: the tile's number is part of the stream, as in the attack.
-    streams = [
-        [
-            noise_key(seed, [image_id], draw=draw, stream=(1 << 24) + index, device=device)
-            for index in range(len(grid))
-        ]
-        for draw in range(draws)
-    ]
+    ids, streams = [image_id] * len(grid), _TILE_STREAM + torch.arange(len(grid))
     with torch.inference_mode(), frozen(denoiser.module):
         for draw in range(draws):
-            for first in range(0, len(grid), batch):
-                part = slice(first, first + batch)
-                key = torch.cat(streams[draw][part])
+            keys = noise_key(seed, ids, draw=draw, stream=streams, device=device)
+            for part in grid.batches():
+                key = keys[part]
                 x_t = q_sample(tiles[part], t[draw, part], table, key=key)
                 losses[draw, part] = denoising_loss(
                     denoiser(x_t, t[draw, part]),

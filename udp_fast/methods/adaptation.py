@@ -25,14 +25,13 @@ def protected_crops(
     Images are chosen with equal chances, flips too; smaller images are continued by reflection.
     """
     size = max(size // multiple, 1) * multiple
-    images: dict[int, Tensor] = {}
     crops = []
     for choice in rng.integers(len(items), size=count).tolist():
-        image = images.setdefault(choice, perturbed(items[choice]))
-        height, width = image.shape[1:]
+        item = items[choice]
+        height, width = item.original.shape[1:]
         room = (max(height - size, 0), max(width - size, 0))
         top, left = (int(rng.integers(r + 1)) for r in room)
-        view = image[:, top : top + size, left : left + size]
+        view = perturbed(item, slice(top, top + size), slice(left, left + size))
         if view.shape[1:] != (size, size):
             grid = TileGrid.fit(*view.shape[1:], tile=size, overlap=0, multiple=size)
             view = grid.cut(view)[0]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from udp_fast.diffusion import Denoiser, TimestepSampler
+from udp_fast.diffusion import Denoiser, TileGrid, TimestepSampler
 from udp_fast.methods.adaptation import adapt
 from udp_fast.methods.ascent import ascend, image_gradient, perturbed, step_grid
 from udp_fast.methods.items import ImageItem, Progress, ProgressCallback
@@ -64,12 +64,17 @@ def alternate(
             for step, loss in enumerate(losses):
                 report("surrogate", turn, step, None, loss)
             optimiser.zero_grad(set_to_none=True)
+            plans = [
+                _plan(items, denoiser, ascent_sampler, settings, step)
+                for step in range(turn * settings.steps, (turn + 1) * settings.steps)
+            ]
             with frozen(module):
-                for index in range(len(items)):
-                    for step, loss in enumerate(
-                        _perturb(items, index, denoiser, ascent_sampler, settings, turn)
+                for index, item in enumerate(items):
+                    steps = [(step, *plan[index]) for step, plan in plans]
+                    for count, loss in enumerate(
+                        _perturb(item, denoiser, ascent_sampler, settings, steps)
                     ):
-                        report("perturb", turn, step, items[index].image_id, loss)
+                        report("perturb", turn, count, item.image_id, loss)
 
 
 def gradient_size(denoiser: Denoiser, settings: Settings) -> Tensor:
@@ -86,28 +91,36 @@ def gradient_size(denoiser: Denoiser, settings: Settings) -> Tensor:
     return 1.0 / ((1.0 - a) / a + max((2 * settings.eps.eps) ** 2, 1e-6))
 
 
-def _perturb(
+def _plan(
     items: Sequence[ImageItem],
-    index: int,
     denoiser: Denoiser,
     sampler: TimestepSampler,
     settings: Settings,
-    turn: int,
+    step: int,
+) -> tuple[int, list[tuple[TileGrid, Tensor]]]:
+    """One step of all images: its number and, by image, the tiles and timesteps [draws, tiles].
+
+    Timesteps are stratified over the tiles of all images; each image takes its part.
+    """
+    grids = [step_grid(item, denoiser, settings, step=step) for item in items]
+    t = sampler.stratified(sum(map(len, grids)), settings.draws, seed=(settings.seed, step))
+    return step, list(zip(grids, t.split([len(grid) for grid in grids], dim=1), strict=True))
+
+
+def _perturb(
+    item: ImageItem,
+    denoiser: Denoiser,
+    sampler: TimestepSampler,
+    settings: Settings,
+    steps: Sequence[tuple[int, TileGrid, Tensor]],
 ) -> Iterator[float]:
     """The PGD steps of one image in one round; yields the loss before each."""
-    item = items[index]
     image = perturbed(item)
-    for step in range(turn * settings.steps, (turn + 1) * settings.steps):
-        # Timesteps are stratified over the tiles of all images; each image takes its part.
-        grids = [step_grid(other, denoiser, settings, step=step) for other in items]
-        before = sum(len(grid) for grid in grids[:index])
-        rows = sum(len(grid) for grid in grids)
-        t = sampler.stratified(rows, settings.draws, seed=(settings.seed, step))
-        t = t[:, before : before + len(grids[index])]
+    for step, grid, t in steps:
         gradient, loss = image_gradient(
             image,
             denoiser,
-            grids[index],
+            grid,
             t,
             sampler.weights(t),
             seed=settings.seed,

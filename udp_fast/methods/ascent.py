@@ -13,16 +13,14 @@ from udp_fast.ops import denoising_loss, noise_key, pgd_step_, q_sample
 
 __all__ = ["ascend", "image_gradient", "perturbed", "step_grid"]
 
-#: Pixels of one model call: what bounds the memory of the activations.
-_PIXELS_PER_CALL = 512 * 512
-
 #: Noise streams of the tiles start here; lower numbers have other uses.
 _TILE_STREAM = 1 << 16
 
 
-def perturbed(item: ImageItem) -> Tensor:
-    """The image as the model sees it: float32 [3, H, W] in [-1, 1]."""
-    image = item.original.float().div_(255).add_(item.delta.float()).clamp_(0, 1)
+def perturbed(item: ImageItem, rows: slice = slice(None), columns: slice = slice(None)) -> Tensor:
+    """The image, or a window of it, as the model sees it: float32 [3, H, W] in [-1, 1]."""
+    original, delta = item.original[:, rows, columns], item.delta[:, rows, columns]
+    image = original.float().div_(255).add_(delta.float()).clamp_(0, 1)
     return image.mul_(2).sub_(1)
 
 
@@ -70,31 +68,17 @@ def image_gradient(
         mean of the weighted losses.
     """
     tiles = grid.cut(image)
-    height, width = grid.tile_shape
-    batch = max(1, _PIXELS_PER_CALL // (height * width))
     device = image.device
     table = denoiser.schedule.alphas_cumprod.to(device)
     t, weight = t.to(device), weight.to(device)
     gradient = torch.zeros_like(tiles)
     total = 0.0
+    ids, streams = [image_id] * len(grid), _TILE_STREAM + torch.arange(len(grid))
     keys = [
-        torch.cat(
-            [
-                noise_key(
-                    seed,
-                    [image_id],
-                    draw=draw,
-                    step=step,
-                    stream=_TILE_STREAM + tile,
-                    device=device,
-                )
-                for tile in range(len(grid))
-            ]
-        )
+        noise_key(seed, ids, draw=draw, step=step, stream=streams, device=device)
         for draw in range(t.shape[0])
     ]
-    for first in range(0, len(grid), batch):
-        part = slice(first, first + batch)
+    for part in grid.batches():
         for draw in range(t.shape[0]):
             clean = tiles[part].detach().requires_grad_()
             key = keys[draw][part]

@@ -60,7 +60,7 @@ def noise_key(
     *,
     draw: int | Tensor = 0,  # or [B]
     step: int | Tensor = 0,  # or [B]
-    stream: int = Stream.DIFFUSION,
+    stream: int | Tensor = Stream.DIFFUSION,  # or [B]
     device: torch.device | str | None = None,
 ) -> Tensor:  # int64 [B, 3]
     """The generator's state for a batch, one row an image, ready for any op's ``key`` argument.
@@ -72,8 +72,8 @@ def noise_key(
     Args:
         seed: any Python integer; taken modulo 2**64.
         image_ids: 64-bit ids, e.g. from `image_id`; signed or unsigned.
-        draw, step: counters in [0, 2**32), one for all images or one each.
-        stream: in [0, 2**32), see `Stream`.
+        draw, step, stream: counters in [0, 2**32), one for all images or one each; streams below
+            2**16 are `Stream`'s.
         device: where the ops' tensors live; default the CPU.
 
     Raises:
@@ -83,10 +83,10 @@ def noise_key(
     if not isinstance(seed, int) or not all(isinstance(i, int) for i in ids):
         raise TypeError(f"noise_key: got seed {seed!r} and image_ids {ids!r}, expected integers")
     draws, steps = _counters("draw", draw, len(ids)), _counters("step", step, len(ids))
-    (stream,) = _counters("stream", int(stream), 1)
+    streams = _counters("stream", stream, len(ids))
     mixed_seed = _mix64((seed + 0x9E3779B97F4A7C15) & _MASK)
     rows = [
-        [_signed(_mix64(mixed_seed ^ (i & _MASK))), _signed(d | s << 32), stream]
-        for i, d, s in zip(ids, draws, steps, strict=True)
+        [_signed(_mix64(mixed_seed ^ (i & _MASK))), _signed(d | s << 32), purpose]
+        for i, d, s, purpose in zip(ids, draws, steps, streams, strict=True)
     ]
     return torch.tensor(rows, dtype=torch.int64, device=device).reshape(len(ids), 3)
