@@ -59,7 +59,7 @@ class _Command(click.Command):
 )
 @click.version_option(__version__, prog_name="udp-fast")
 def cli() -> None:
-    """Make photographs that diffusion models learn badly from (UDP and EUDP)."""
+    """Perturb photographs to make them hard for diffusion models to learn (UDP and EUDP)."""
 
 
 @cli.command()
