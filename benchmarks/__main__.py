@@ -20,7 +20,7 @@ import torch
 import udp_fast
 from udp_fast import _native
 
-from .measure import COPY, OURS, Result, keep_freed_memory, measure
+from .measure import COPY, OURS, Result, measure
 from .ops import cases
 
 
@@ -73,11 +73,11 @@ def markdown(results: list[Result], about: dict[str, Any]) -> str:
 
 Written by `make bench` (`python -m benchmarks --write docs/performance.md`). {facts}.
 
-Every figure is a median. Providers take turns within one run, and a ratio is the median of the
-ratios within a turn, so that what disturbs the machine disturbs all of them. "Of copy's speed": how
-fast this machine copies as many bytes as the op has to read and write, over the op's time; 100 % is
-the limit of the memory for an op that only streams. Calls go through `udp_fast.ops`, checks and, for
-the loss, autograd included. Freed memory stays with the process, so nobody's page faults are timed.
+Every figure is a median. Providers take turns within one run, a call to settle and a few timed ones
+each, and a ratio is the median of the ratios within a round of turns, so that what disturbs the
+machine disturbs all of them. "Of copy's speed": how fast this machine copies as many bytes as the op
+has to read and write, over the op's time; 100 % is the limit of the memory for an op that only
+streams. Calls go through `udp_fast.ops`, checks and, for the loss, autograd included.
 
 What the others are: *eager* does the same job in torch, in place where it can; *compile* is
 torch.compile of it; *unguarded* is the step without the check for gradients that are not finite, and
@@ -103,7 +103,6 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=4.0, help="a case, about (default 4)")
     options = parser.parse_args()
-    keep_freed_memory()
     results = []
     for case in cases():
         if options.only not in case.title:

@@ -1,14 +1,13 @@
 """Times several ways of doing one job in turn, so that what disturbs one disturbs all.
 
-Each round calls every provider once; a ratio is the median over the rounds of the ratio within a
-round. Absolute times are medians.
+In each round every provider has a turn: one call that is not timed, which leaves the allocator and
+the caches as the provider itself leaves them, then `CALLS` timed ones, of which the median counts. A
+ratio is the median over the rounds of the ratio within a round; absolute times are medians too.
 """
 
 from __future__ import annotations
 
-import ctypes
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,9 @@ from torch import Tensor
 
 OURS = "udp_fast"
 COPY = "copy"
+
+#: Timed calls in a turn.
+CALLS = 3
 
 
 @dataclass(frozen=True)
@@ -70,19 +72,6 @@ class Result:
         ]
 
 
-def keep_freed_memory() -> None:
-    """Asks glibc to keep freed memory of tensors up to 32 MiB instead of giving it back.
-
-    Otherwise every result is fresh pages, whose faults cost more than most ops here and fall on
-    whichever provider comes next.
-    """
-    if sys.platform == "linux":
-        mallopt = ctypes.CDLL(None).mallopt
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        mallopt(m_mmap_threshold, 32 << 20)
-        mallopt(m_trim_threshold, 2**31 - 1)
-
-
 def copier(bytes_moved: int) -> Callable[[], object]:
     """A copy that reads half of ``bytes_moved`` and writes half, the fastest way this machine has.
 
@@ -104,17 +93,25 @@ def size_of(*tensors: Tensor) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
+def turn(call: Callable[[], object]) -> float:
+    """The median seconds of one turn's calls."""
+    call()
+    times = []
+    for _ in range(CALLS):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
 def measure(case: Case, seconds: float = 4.0) -> Result:
-    """Rounds over all providers of ``case`` for about so long, at least ten, after three for warmth."""
+    """Rounds over all providers of ``case`` for about so long, at least ten."""
     providers = {**case.providers, COPY: copier(case.bytes_moved)}
-    for _ in range(3):
-        for call in providers.values():
-            call()
+    for call in providers.values():
+        turn(call)  # compilation and first touches
     result = Result(case, {name: [] for name in providers})
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(result.seconds[OURS]) < 10:
         for name, call in providers.items():
-            start = time.perf_counter()
-            call()
-            result.seconds[name].append(time.perf_counter() - start)
+            result.seconds[name].append(turn(call))
     return result

@@ -232,8 +232,9 @@ void q_sample(const QSample& a, const Plan& plan, int64_t image, int64_t chunk) 
     NoiseBuffer noise_buffer;
     const F signal(a.signal[image]), level(a.level[image]);
     for_rows(plan, image, chunk, [&](const Row& row) {
-        const float* x = read(a.x, row, x_buffer);
+        if (a.noise.data == nullptr) prefetch(a.x, row);
         const float* n = noise_row(a.noise, a.keys, plan, row, noise_buffer, n_buffer);
+        const float* x = read(a.x, row, x_buffer);
         const Output noisy = open(a.noisy, row, noisy_buffer, a.stream);
         for_lanes(row.size(), [=](int64_t i, auto lanes) {
             const F y = diffuse(load(x + i, lanes), load(n + i, lanes), signal, level);
@@ -287,11 +288,17 @@ double denoising_loss_of(const DenoisingLoss& a, const Plan& plan, int64_t image
     Sums sums;
     const F scale(a.gradient_scale[image]);
     for_rows(plan, image, chunk, [&](const Row& row) {
-        const float* p = read(a.prediction, row, p_buffer);
         Targets<kKind> t{};
+        if (kNoise) {
+            if (a.noise.data == nullptr) {
+                prefetch(a.prediction, row);
+                if (kX) prefetch(a.x, row);
+            }
+            t.n = noise_row(a.noise, a.keys, plan, row, noise_buffer, n_buffer);
+        }
+        const float* p = read(a.prediction, row, p_buffer);
         if (kKind == Target::given) t.target = read(a.target, row, t_buffer);
         if (kX) t.x = read(a.x, row, x_buffer);
-        if (kNoise) t.n = noise_row(a.noise, a.keys, plan, row, noise_buffer, n_buffer);
         if (kKind == Target::velocity) {
             t.signal = F(a.signal[image]);
             t.level = F(a.level[image]);
@@ -350,11 +357,14 @@ void quantize(const Quantize& a, const Plan& plan, int64_t image, int64_t chunk)
     Buffer value_buffer, original_buffer, u_buffer, out_buffer;
     NoiseBuffer noise_buffer;
     for_rows(plan, image, chunk, [&](const Row& row) {
+        const float* u = nullptr;
+        if (a.keys != nullptr) {
+            prefetch(a.value, row);
+            prefetch(a.original, row);
+            u = draw<Uniforms>(a.keys[image], plan, row, noise_buffer, u_buffer);
+        }
         const float* value = read(a.value, row, value_buffer);
         const float* original = read(a.original, row, original_buffer);
-        const float* u = a.keys == nullptr
-                             ? nullptr
-                             : draw<Uniforms>(a.keys[image], plan, row, noise_buffer, u_buffer);
         const Output out = open(a.out, row, out_buffer, false);
         choose(a.is_image, [&](auto is_image) {
             choose(u != nullptr, [&](auto stochastic) {

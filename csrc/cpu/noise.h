@@ -15,31 +15,37 @@ struct alignas(64) NoiseBuffer {
 };
 
 struct Normals {
-    UDP_HD void draw64(uint32_t block, const NoiseKey& key, float* out) {
-        U w[4];
-        philox16(block, key, w);
-        F n[4];
+    UDP_HD void from_words(const U (&w)[4], F (&n)[4]) {
         normal_pair(w[0], w[1], n[0], n[1]);
         normal_pair(w[2], w[3], n[2], n[3]);
-        interleave4(n, out);
     }
 };
 struct Uniforms {
-    UDP_HD void draw64(uint32_t block, const NoiseKey& key, float* out) {
-        U w[4];
-        philox16(block, key, w);
-        F u[4];
+    UDP_HD void from_words(const U (&w)[4], F (&u)[4]) {
         for (int k = 0; k < 4; ++k) u[k] = uniform<F, U>(w[k]);
-        interleave4(u, out);
     }
 };
 
-// n <= kRow elements from `first` on; returns where the first of them lies.
+// n <= kRow elements from `first` on; returns where the first of them lies. Words first, then
+// numbers in their place: two loops, because each is a long chain of dependent instructions, and a
+// processor overlaps the more iterations the shorter they are.
 template <class Draw>
 UDP_HD const float* draw_run(const NoiseKey& key, int64_t first, int64_t n, float* buffer) {
+    const int64_t skip = first % 4, end = skip + n;
+    const NoiseStream stream(key);
     uint32_t block = static_cast<uint32_t>(first / 4);
-    const int64_t skip = first % 4;
-    for (int64_t i = 0; i < skip + n; i += 64, block += 16) Draw::draw64(block, key, buffer + i);
+    for (int64_t i = 0; i < end; i += 64, block += 16) {
+        U w[4];
+        philox16(block, stream, w);
+        for (int k = 0; k < 4; ++k) store16(buffer + i + 16 * k, as_float(w[k]));
+    }
+    for (int64_t i = 0; i < end; i += 64) {
+        U w[4];
+        F numbers[4];
+        for (int k = 0; k < 4; ++k) w[k] = as_uint(load16(buffer + i + 16 * k));
+        Draw::from_words(w, numbers);
+        interleave4(numbers, buffer + i);
+    }
     return buffer + skip;
 }
 

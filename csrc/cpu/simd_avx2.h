@@ -193,6 +193,9 @@ UDP_HD void stream16(uint8_t* p, F a) {
 UDP_HD void stream_fence() {
     _mm_sfence();
 }
+UDP_HD void prefetch(const void* p) {
+    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+}
 
 struct Sums {
     __m256d v[4];
@@ -215,41 +218,59 @@ struct Sums {
     }
 };
 
-// Eight Philox words, each in the low half of a 64-bit lane. vpmuludq reads only that half, so the
-// low product needs no masking: its upper half is rubbish that nobody reads.
-struct Words8 {
-    __m256i even, odd;
-    Words8(__m256i a, __m256i b) : even(a), odd(b) {}
-    explicit Words8(uint32_t a) : even(_mm256_set1_epi64x(a)), odd(even) {}
+// Sixteen Philox words, each in the low half of a 64-bit lane. vpmuludq reads only that half, so
+// the low product needs no masking: its upper half is rubbish that nobody reads.
+struct Words16 {
+    __m256i v[4];
+    Words16() = default;
+    explicit Words16(__m256i a) : v{a, a, a, a} {}
+    explicit Words16(uint32_t a) : Words16(_mm256_set1_epi64x(a)) {}
 };
-UDP_HD Words8 operator^(Words8 a, Words8 b) {
-    return {_mm256_xor_si256(a.even, b.even), _mm256_xor_si256(a.odd, b.odd)};
+UDP_HD Words16 operator^(const Words16& a, const Words16& b) {
+    Words16 r;
+    for (int i = 0; i < 4; ++i) r.v[i] = _mm256_xor_si256(a.v[i], b.v[i]);
+    return r;
 }
-UDP_HD void multiply(Words8 a, uint32_t b, Words8& hi, Words8& lo) {
+UDP_HD void multiply(const Words16& a, uint32_t b, Words16& hi, Words16& lo) {
     const __m256i factor = _mm256_set1_epi64x(b);
-    lo = {_mm256_mul_epu32(a.even, factor), _mm256_mul_epu32(a.odd, factor)};
-    hi = {_mm256_srli_epi64(lo.even, 32), _mm256_srli_epi64(lo.odd, 32)};
-}
-// Lanes even[0], odd[0], even[1], ... as eight 32-bit words.
-UDP_HD __m256i join(Words8 a) {
-    return _mm256_blend_epi32(a.even, _mm256_slli_epi64(a.odd, 32), 0xaa);
+    for (int i = 0; i < 4; ++i) {
+        lo.v[i] = _mm256_mul_epu32(a.v[i], factor);
+        hi.v[i] = _mm256_srli_epi64(lo.v[i], 32);
+    }
 }
 
-// Eight blocks a register, in the order 0 2 4 6 | 1 3 5 7: interleave4 then transposes within the
-// 128-bit halves only.
-UDP_HD void philox8(uint32_t first, const NoiseKey& key, __m256i (&words)[4]) {
+// A key as the rounds use it, in memory: an operand of the xor instead of work for the shuffle
+// unit.
+struct NoiseStream {
+    __m256i draw, step, stream, key0[kPhiloxRounds], key1[kPhiloxRounds];
+    explicit NoiseStream(const NoiseKey& key) {
+        draw = _mm256_set1_epi64x(key.draw);
+        step = _mm256_set1_epi64x(key.step);
+        stream = _mm256_set1_epi64x(key.stream);
+        for (int r = 0; r < kPhiloxRounds; ++r) {
+            key0[r] = _mm256_set1_epi64x(philox_key0(key.key0, r));
+            key1[r] = _mm256_set1_epi64x(philox_key1(key.key1, r));
+        }
+    }
+};
+
+// Blocks in the order 0 2 4 6 | 1 3 5 7 and the same plus eight: interleave4 then transposes within
+// the 128-bit halves only.
+UDP_HD void philox16(uint32_t first, const NoiseStream& s, U (&words)[4]) {
     const __m256i base = _mm256_set1_epi64x(first);
-    Words8 c[4] = {Words8(_mm256_add_epi64(base, _mm256_setr_epi64x(0, 4, 1, 5)),
-                          _mm256_add_epi64(base, _mm256_setr_epi64x(2, 6, 3, 7))),
-                   Words8(key.draw), Words8(key.step), Words8(key.stream)};
-    philox4x32_10(c, key.key0, key.key1);
-    for (int k = 0; k < 4; ++k) words[k] = join(c[k]);
-}
-UDP_HD void philox16(uint32_t first, const NoiseKey& key, U (&words)[4]) {
-    __m256i lo[4], hi[4];
-    philox8(first, key, lo);
-    philox8(first + 8, key, hi);
-    for (int k = 0; k < 4; ++k) words[k] = U(lo[k], hi[k]);
+    Words16 c[4] = {Words16(base), Words16(s.draw), Words16(s.step), Words16(s.stream)};
+    c[0].v[0] = _mm256_add_epi64(base, _mm256_setr_epi64x(0, 4, 1, 5));
+    c[0].v[1] = _mm256_add_epi64(base, _mm256_setr_epi64x(2, 6, 3, 7));
+    c[0].v[2] = _mm256_add_epi64(base, _mm256_setr_epi64x(8, 12, 9, 13));
+    c[0].v[3] = _mm256_add_epi64(base, _mm256_setr_epi64x(10, 14, 11, 15));
+    for (int r = 0; r < kPhiloxRounds; ++r) {
+        philox_round(c, Words16(s.key0[r]), Words16(s.key1[r]));
+    }
+    const auto join = [](__m256i even, __m256i odd) {  // 64-bit lanes to pairs of 32-bit ones
+        return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+    };
+    for (int k = 0; k < 4; ++k)
+        words[k] = U(join(c[k].v[0], c[k].v[1]), join(c[k].v[2], c[k].v[3]));
 }
 
 UDP_HD void interleave4(__m256 a, __m256 b, __m256 c, __m256 d, float* out) {

@@ -189,6 +189,9 @@ UDP_HD void stream16(uint8_t* p, F a) {
 UDP_HD void stream_fence() {
     _mm_sfence();
 }
+UDP_HD void prefetch(const void* p) {
+    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+}
 
 struct Sums {
     __m512d lo, hi;
@@ -205,11 +208,12 @@ struct Sums {
     }
 };
 
-// Sixteen Philox words, each in the low half of a 64-bit lane: see Words8 in simd_avx2.h.
+// Sixteen Philox words, each in the low half of a 64-bit lane: see Words16 in simd_avx2.h.
 struct Words16 {
     __m512i even, odd;
     Words16(__m512i a, __m512i b) : even(a), odd(b) {}
-    explicit Words16(uint32_t a) : even(_mm512_set1_epi64(a)), odd(even) {}
+    explicit Words16(__m512i a) : even(a), odd(a) {}
+    explicit Words16(uint32_t a) : Words16(_mm512_set1_epi64(a)) {}
 };
 UDP_HD Words16 operator^(Words16 a, Words16 b) {
     return {_mm512_xor_si512(a.even, b.even), _mm512_xor_si512(a.odd, b.odd)};
@@ -219,19 +223,33 @@ UDP_HD void multiply(Words16 a, uint32_t b, Words16& hi, Words16& lo) {
     lo = {_mm512_mul_epu32(a.even, factor), _mm512_mul_epu32(a.odd, factor)};
     hi = {_mm512_srli_epi64(lo.even, 32), _mm512_srli_epi64(lo.odd, 32)};
 }
-UDP_HD U join(Words16 a) {
-    return _mm512_mask_blend_epi32(0xaaaa, a.even, _mm512_slli_epi64(a.odd, 32));
-}
+
+struct NoiseStream {
+    __m512i draw, step, stream, key0[kPhiloxRounds], key1[kPhiloxRounds];
+    explicit NoiseStream(const NoiseKey& key) {
+        draw = _mm512_set1_epi64(key.draw);
+        step = _mm512_set1_epi64(key.step);
+        stream = _mm512_set1_epi64(key.stream);
+        for (int r = 0; r < kPhiloxRounds; ++r) {
+            key0[r] = _mm512_set1_epi64(philox_key0(key.key0, r));
+            key1[r] = _mm512_set1_epi64(philox_key1(key.key1, r));
+        }
+    }
+};
 
 // Blocks in the order 0 4 8 12 | 1 5 9 13 | 2 6 10 14 | 3 7 11 15: interleave4 then transposes
 // within the 128-bit quarters only.
-UDP_HD void philox16(uint32_t first, const NoiseKey& key, U (&words)[4]) {
+UDP_HD void philox16(uint32_t first, const NoiseStream& s, U (&words)[4]) {
     const __m512i base = _mm512_set1_epi64(first);
     Words16 c[4] = {Words16(_mm512_add_epi64(base, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11)),
                             _mm512_add_epi64(base, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15))),
-                    Words16(key.draw), Words16(key.step), Words16(key.stream)};
-    philox4x32_10(c, key.key0, key.key1);
-    for (int k = 0; k < 4; ++k) words[k] = join(c[k]);
+                    Words16(s.draw), Words16(s.step), Words16(s.stream)};
+    for (int r = 0; r < kPhiloxRounds; ++r) {
+        philox_round(c, Words16(s.key0[r]), Words16(s.key1[r]));
+    }
+    for (int k = 0; k < 4; ++k) {
+        words[k] = _mm512_mask_blend_epi32(0xaaaa, c[k].even, _mm512_slli_epi64(c[k].odd, 32));
+    }
 }
 UDP_HD void interleave4(const F (&w)[4], float* out) {
     const __m512 ab_lo = _mm512_unpacklo_ps(w[0].v, w[1].v);

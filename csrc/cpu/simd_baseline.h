@@ -151,6 +151,7 @@ UDP_HD void stream16(T* p, const F& a) {
     store16(p, a);
 }
 UDP_HD void stream_fence() {}
+UDP_HD void prefetch(const void*) {}
 
 // Sixteen running sums in float64, one a lane. The square is exact in float64 (24 + 24 bits), so it
 // makes no difference whether an instruction set fuses it into the addition.
@@ -162,11 +163,17 @@ struct Sums {
     void store(double* out) const { memcpy(out, v, sizeof v); }
 };
 
+// A key as philox16 likes it, made once for many blocks.
+struct NoiseStream {
+    NoiseKey key;
+    explicit NoiseStream(const NoiseKey& k) : key(k) {}
+};
+
 // The output words of blocks first .. first + 15.
-UDP_HD void philox16(uint32_t first, const NoiseKey& key, U (&words)[4]) {
+UDP_HD void philox16(uint32_t first, const NoiseStream& s, U (&words)[4]) {
     UDP_LANES {
-        uint32_t c[4] = {first + static_cast<uint32_t>(i), key.draw, key.step, key.stream};
-        philox4x32_10(c, key.key0, key.key1);
+        uint32_t c[4] = {first + static_cast<uint32_t>(i), s.key.draw, s.key.step, s.key.stream};
+        philox4x32_10(c, s.key.key0, s.key.key1);
         for (int k = 0; k < 4; ++k) words[k].v[i] = c[k];
     }
 }

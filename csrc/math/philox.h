@@ -23,9 +23,9 @@ UDP_HD uint32_t philox_key1(uint32_t key1, int round) {
     return key1 + static_cast<uint32_t>(round) * 0xBB67AE85u;
 }
 
-// In place; W: 32-bit words.
-template <class W>
-UDP_HD void philox_round(W (&counter)[4], uint32_t round_key0, uint32_t round_key1) {
+// In place; W: 32-bit words; K: the same, or one word for all.
+template <class W, class K>
+UDP_HD void philox_round(W (&counter)[4], K round_key0, K round_key1) {
     W hi0(0u), lo0(0u), hi1(0u), lo1(0u);
     multiply(counter[0], 0xD2511F53u, hi0, lo0);
     multiply(counter[2], 0xCD9E8D57u, hi1, lo1);
