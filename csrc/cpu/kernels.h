@@ -232,7 +232,6 @@ void q_sample(const QSample& a, const Plan& plan, int64_t image, int64_t chunk) 
     NoiseBuffer noise_buffer;
     const F signal(a.signal[image]), level(a.level[image]);
     for_rows(plan, image, chunk, [&](const Row& row) {
-        if (a.noise.data == nullptr) prefetch(a.x, row);
         const float* n = noise_row(a.noise, a.keys, plan, row, noise_buffer, n_buffer);
         const float* x = read(a.x, row, x_buffer);
         const Output noisy = open(a.noisy, row, noisy_buffer, a.stream);
@@ -290,10 +289,6 @@ double denoising_loss_of(const DenoisingLoss& a, const Plan& plan, int64_t image
     for_rows(plan, image, chunk, [&](const Row& row) {
         Targets<kKind> t{};
         if (kNoise) {
-            if (a.noise.data == nullptr) {
-                prefetch(a.prediction, row);
-                if (kX) prefetch(a.x, row);
-            }
             t.n = noise_row(a.noise, a.keys, plan, row, noise_buffer, n_buffer);
         }
         const float* p = read(a.prediction, row, p_buffer);
@@ -359,8 +354,6 @@ void quantize(const Quantize& a, const Plan& plan, int64_t image, int64_t chunk)
     for_rows(plan, image, chunk, [&](const Row& row) {
         const float* u = nullptr;
         if (a.keys != nullptr) {
-            prefetch(a.value, row);
-            prefetch(a.original, row);
             u = draw<Uniforms>(a.keys[image], plan, row, noise_buffer, u_buffer);
         }
         const float* value = read(a.value, row, value_buffer);

@@ -9,9 +9,11 @@ namespace udp {
 namespace UDP_ISA {
 namespace {
 
-// Sixteen blocks make 64 elements; a row may begin within a block.
+// Philox runs on kGroups groups of sixteen blocks at once; a group makes 64 elements. A row may
+// begin within a block and end within a group.
+constexpr int64_t kDrawn = 64 * kGroups;
 struct alignas(64) NoiseBuffer {
-    float data[kRow + 2 * 64];
+    float data[kRow + 2 * kDrawn];
 };
 
 struct Normals {
@@ -26,39 +28,51 @@ struct Uniforms {
     }
 };
 
-// n <= kRow elements from `first` on; returns where the first of them lies. Words first, then
-// numbers in their place: two loops, because each is a long chain of dependent instructions, and a
-// processor overlaps the more iterations the shorter they are.
-template <class Draw>
-UDP_HD const float* draw_run(const NoiseKey& key, int64_t first, int64_t n, float* buffer) {
-    const int64_t skip = first % 4, end = skip + n;
-    const NoiseStream stream(key);
-    uint32_t block = static_cast<uint32_t>(first / 4);
-    for (int64_t i = 0; i < end; i += 64, block += 16) {
-        U w[4];
-        philox16(block, stream, w);
-        for (int k = 0; k < 4; ++k) store16(buffer + i + 16 * k, as_float(w[k]));
+// The words of `n` elements, from `block` on.
+UDP_NOINLINE void draw_words(const NoiseStream& stream, uint32_t block, int64_t n, float* buffer) {
+    for (int64_t i = 0; i < n; i += kDrawn, block += 16 * kGroups) {
+        U w[kGroups][4];
+        philox(block, stream, w);
+        for (int k = 0; k < 4 * kGroups; ++k) {
+            store16(buffer + i + 16 * k, as_float(w[k / 4][k % 4]));
+        }
     }
-    for (int64_t i = 0; i < end; i += 64) {
+}
+// Words to numbers, in place.
+template <class Draw>
+UDP_NOINLINE void from_words(int64_t n, float* buffer) {
+    for (int64_t i = 0; i < n; i += 64) {
         U w[4];
         F numbers[4];
         for (int k = 0; k < 4; ++k) w[k] = as_uint(load16(buffer + i + 16 * k));
         Draw::from_words(w, numbers);
         interleave4(numbers, buffer + i);
     }
+}
+
+// n <= kRow elements from `first` on; returns where the first of them lies. Words first, then
+// numbers: two loops, because each is a long chain of dependent instructions, and a processor
+// overlaps the more iterations the shorter they are. Two functions, because either needs all
+// registers and would lose some to whatever it is inlined into.
+template <class Draw>
+UDP_HD const float* draw_run(const NoiseStream& stream, int64_t first, int64_t n, float* buffer) {
+    const int64_t skip = first % 4;
+    draw_words(stream, static_cast<uint32_t>(first / 4), skip + n, buffer);
+    from_words<Draw>(skip + n, buffer);
     return buffer + skip;
 }
 
 template <class Draw>
 UDP_HD const float* draw(const NoiseKey& key, const Plan& plan, const Row& row, NoiseBuffer& buffer,
                          Buffer& interleaved) {
+    const NoiseStream stream(key);
     if (!row.interleaved) {
         const int64_t first = row.channel * plan.shape.pixels + row.pixel;
-        return draw_run<Draw>(key, first, row.inner, buffer.data);
+        return draw_run<Draw>(stream, first, row.inner, buffer.data);
     }
     for (int64_t c = 0; c < row.inner; ++c) {
         const int64_t first = (row.channel + c) * plan.shape.pixels + row.pixel;
-        const float* run = draw_run<Draw>(key, first, row.outer, buffer.data);
+        const float* run = draw_run<Draw>(stream, first, row.outer, buffer.data);
         for (int64_t p = 0; p < row.outer; ++p) interleaved.data[p * row.inner + c] = run[p];
     }
     return interleaved.data;

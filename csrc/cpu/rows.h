@@ -109,13 +109,6 @@ UDP_HD Place locate(const Operand& o, const Row& row) {
     return {data, 0, o.pixel};
 }
 
-// Asks for a row's cache lines, to arrive while its noise is drawn.
-UDP_HD void prefetch(const Operand& o, const Row& row) {
-    const Place place = locate(o, row);
-    if (o.data == nullptr || !place.dense(row)) return;
-    for (int64_t i = 0; i < row.size() * size_of(o.type); i += 64) prefetch(place.data + i);
-}
-
 template <class T>
 UDP_HD void gather(const Place& from, const Row& row, T* to) {
     const T* data = reinterpret_cast<const T*>(from.data);

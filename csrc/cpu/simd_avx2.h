@@ -193,9 +193,6 @@ UDP_HD void stream16(uint8_t* p, F a) {
 UDP_HD void stream_fence() {
     _mm_sfence();
 }
-UDP_HD void prefetch(const void* p) {
-    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
-}
 
 struct Sums {
     __m256d v[4];
@@ -256,13 +253,15 @@ struct NoiseStream {
 
 // Blocks in the order 0 2 4 6 | 1 3 5 7 and the same plus eight: interleave4 then transposes within
 // the 128-bit halves only.
-UDP_HD void philox16(uint32_t first, const NoiseStream& s, U (&words)[4]) {
+constexpr int kGroups = 1;
+UDP_HD void philox(uint32_t first, const NoiseStream& s, U (&words)[kGroups][4]) {
     const __m256i base = _mm256_set1_epi64x(first);
     Words16 c[4] = {Words16(base), Words16(s.draw), Words16(s.step), Words16(s.stream)};
     c[0].v[0] = _mm256_add_epi64(base, _mm256_setr_epi64x(0, 4, 1, 5));
     c[0].v[1] = _mm256_add_epi64(base, _mm256_setr_epi64x(2, 6, 3, 7));
     c[0].v[2] = _mm256_add_epi64(base, _mm256_setr_epi64x(8, 12, 9, 13));
     c[0].v[3] = _mm256_add_epi64(base, _mm256_setr_epi64x(10, 14, 11, 15));
+    UDP_UNROLL_ROUNDS
     for (int r = 0; r < kPhiloxRounds; ++r) {
         philox_round(c, Words16(s.key0[r]), Words16(s.key1[r]));
     }
@@ -270,7 +269,7 @@ UDP_HD void philox16(uint32_t first, const NoiseStream& s, U (&words)[4]) {
         return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
     };
     for (int k = 0; k < 4; ++k)
-        words[k] = U(join(c[k].v[0], c[k].v[1]), join(c[k].v[2], c[k].v[3]));
+        words[0][k] = U(join(c[k].v[0], c[k].v[1]), join(c[k].v[2], c[k].v[3]));
 }
 
 UDP_HD void interleave4(__m256 a, __m256 b, __m256 c, __m256 d, float* out) {

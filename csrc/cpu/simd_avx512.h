@@ -120,6 +120,21 @@ UDP_HD F flip(F a, F sign) {
     return as_float(as_uint(a) ^ (as_uint(sign) & U(0x80000000u)));
 }
 
+// As in ../math/pgd.h: one instruction classifies.
+UDP_HD M is_finite(F a) {
+    constexpr int kNanOrInfinity = 0x01 | 0x80 | 0x08 | 0x10;
+    return {static_cast<__mmask16>(~_mm512_fpclass_ps_mask(a.v, kNanOrInfinity))};
+}
+UDP_HD F finite_sign(F a) {
+    constexpr int kNanInfinityOrZero = 0x01 | 0x80 | 0x08 | 0x10 | 0x02 | 0x04;
+    const __mmask16 steps =
+        static_cast<__mmask16>(~_mm512_fpclass_ps_mask(a.v, kNanInfinityOrZero));
+    // The sign bit of a, the rest of 1.
+    return _mm512_castsi512_ps(
+        _mm512_maskz_ternarylogic_epi32(steps, _mm512_set1_epi32(static_cast<int>(0x80000000u)),
+                                        as_uint(a).v, as_uint(F(1.0f)).v, 0xca));
+}
+
 struct Count {
     int64_t n = 0;
     void add(M m) { n += __builtin_popcount(m.v); }
@@ -148,8 +163,16 @@ UDP_HD F load16(const uint8_t* p) {
 UDP_HD __m256i to_float16(F a) {
     return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT);
 }
+// bfloat16_bits in ../math/half.h, with masks: a NaN's sum is replaced by the quiet NaN, whose
+// upper half a last 1 does not reach.
 UDP_HD __m256i to_bfloat16(F a) {
-    return _mm512_cvtepi32_epi16(bfloat16_bits<F, U>(a).v);
+    const __m512i bits = as_uint(a).v;
+    const __mmask16 number = _mm512_cmp_ps_mask(a.v, a.v, _CMP_ORD_Q);
+    const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+    __m512i r = _mm512_mask_add_epi32(_mm512_set1_epi32(0x7fc00000), number, bits,
+                                      _mm512_set1_epi32(0x7fff));
+    r = _mm512_mask_add_epi32(r, odd, r, _mm512_set1_epi32(1));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
 }
 UDP_HD __m128i to_bytes(F a) {
     return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v));
@@ -189,9 +212,6 @@ UDP_HD void stream16(uint8_t* p, F a) {
 UDP_HD void stream_fence() {
     _mm_sfence();
 }
-UDP_HD void prefetch(const void* p) {
-    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
-}
 
 struct Sums {
     __m512d lo, hi;
@@ -208,20 +228,24 @@ struct Sums {
     }
 };
 
-// Sixteen Philox words, each in the low half of a 64-bit lane: see Words16 in simd_avx2.h.
-struct Words16 {
-    __m512i even, odd;
-    Words16(__m512i a, __m512i b) : even(a), odd(b) {}
-    explicit Words16(__m512i a) : even(a), odd(a) {}
-    explicit Words16(uint32_t a) : Words16(_mm512_set1_epi64(a)) {}
+// Thirty-two Philox words, each in the low half of a 64-bit lane: see Words16 in simd_avx2.h.
+struct Words32 {
+    __m512i v[4];
+    Words32() = default;
+    explicit Words32(__m512i a) : v{a, a, a, a} {}
+    explicit Words32(uint32_t a) : Words32(_mm512_set1_epi64(a)) {}
 };
-UDP_HD Words16 operator^(Words16 a, Words16 b) {
-    return {_mm512_xor_si512(a.even, b.even), _mm512_xor_si512(a.odd, b.odd)};
+UDP_HD Words32 operator^(const Words32& a, const Words32& b) {
+    Words32 r;
+    for (int i = 0; i < 4; ++i) r.v[i] = _mm512_xor_si512(a.v[i], b.v[i]);
+    return r;
 }
-UDP_HD void multiply(Words16 a, uint32_t b, Words16& hi, Words16& lo) {
+UDP_HD void multiply(const Words32& a, uint32_t b, Words32& hi, Words32& lo) {
     const __m512i factor = _mm512_set1_epi64(b);
-    lo = {_mm512_mul_epu32(a.even, factor), _mm512_mul_epu32(a.odd, factor)};
-    hi = {_mm512_srli_epi64(lo.even, 32), _mm512_srli_epi64(lo.odd, 32)};
+    for (int i = 0; i < 4; ++i) {
+        lo.v[i] = _mm512_mul_epu32(a.v[i], factor);
+        hi.v[i] = _mm512_srli_epi64(lo.v[i], 32);
+    }
 }
 
 struct NoiseStream {
@@ -237,18 +261,25 @@ struct NoiseStream {
     }
 };
 
-// Blocks in the order 0 4 8 12 | 1 5 9 13 | 2 6 10 14 | 3 7 11 15: interleave4 then transposes
-// within the 128-bit quarters only.
-UDP_HD void philox16(uint32_t first, const NoiseStream& s, U (&words)[4]) {
-    const __m512i base = _mm512_set1_epi64(first);
-    Words16 c[4] = {Words16(_mm512_add_epi64(base, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11)),
-                            _mm512_add_epi64(base, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15))),
-                    Words16(s.draw), Words16(s.step), Words16(s.stream)};
+// A group's blocks in the order 0 4 8 12 | 1 5 9 13 | 2 6 10 14 | 3 7 11 15: interleave4 then
+// transposes within the 128-bit quarters only.
+constexpr int kGroups = 2;
+UDP_HD void philox(uint32_t first, const NoiseStream& s, U (&words)[kGroups][4]) {
+    const __m512i even = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+    Words32 c[4] = {Words32(_mm512_add_epi64(_mm512_set1_epi64(first), even)), Words32(s.draw),
+                    Words32(s.step), Words32(s.stream)};
+    c[0].v[1] = _mm512_add_epi64(c[0].v[0], _mm512_set1_epi64(4));
+    c[0].v[2] = _mm512_add_epi64(c[0].v[0], _mm512_set1_epi64(16));
+    c[0].v[3] = _mm512_add_epi64(c[0].v[0], _mm512_set1_epi64(20));
+    UDP_UNROLL_ROUNDS
     for (int r = 0; r < kPhiloxRounds; ++r) {
-        philox_round(c, Words16(s.key0[r]), Words16(s.key1[r]));
+        philox_round(c, Words32(s.key0[r]), Words32(s.key1[r]));
     }
-    for (int k = 0; k < 4; ++k) {
-        words[k] = _mm512_mask_blend_epi32(0xaaaa, c[k].even, _mm512_slli_epi64(c[k].odd, 32));
+    for (int g = 0; g < kGroups; ++g) {
+        for (int k = 0; k < 4; ++k) {
+            const __m512i odd = _mm512_slli_epi64(c[k].v[2 * g + 1], 32);
+            words[g][k] = _mm512_mask_blend_epi32(0xaaaa, c[k].v[2 * g], odd);
+        }
     }
 }
 UDP_HD void interleave4(const F (&w)[4], float* out) {

@@ -151,7 +151,6 @@ UDP_HD void stream16(T* p, const F& a) {
     store16(p, a);
 }
 UDP_HD void stream_fence() {}
-UDP_HD void prefetch(const void*) {}
 
 // Sixteen running sums in float64, one a lane. The square is exact in float64 (24 + 24 bits), so it
 // makes no difference whether an instruction set fuses it into the addition.
@@ -169,12 +168,15 @@ struct NoiseStream {
     explicit NoiseStream(const NoiseKey& k) : key(k) {}
 };
 
-// The output words of blocks first .. first + 15.
-UDP_HD void philox16(uint32_t first, const NoiseStream& s, U (&words)[4]) {
+// Groups of sixteen blocks that philox makes at once: as many as hide the latency of its rounds.
+constexpr int kGroups = 1;
+
+// The output words of blocks first .. first + 16 * kGroups - 1.
+UDP_HD void philox(uint32_t first, const NoiseStream& s, U (&words)[kGroups][4]) {
     UDP_LANES {
         uint32_t c[4] = {first + static_cast<uint32_t>(i), s.key.draw, s.key.step, s.key.stream};
         philox4x32_10(c, s.key.key0, s.key.key1);
-        for (int k = 0; k < 4; ++k) words[k].v[i] = c[k];
+        for (int k = 0; k < 4; ++k) words[0][k].v[i] = c[k];
     }
 }
 // Element 4 * block + k lies in lane `block` of w[k]: to memory order, 64 floats.

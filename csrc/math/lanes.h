@@ -21,6 +21,13 @@
 #define UDP_HD static inline __attribute__((always_inline))
 #endif
 
+// For a loop that needs all registers: in the file that includes it, once per instruction set.
+#if defined(_MSC_VER)
+#define UDP_NOINLINE static __declspec(noinline)
+#else
+#define UDP_NOINLINE static __attribute__((noinline))
+#endif
+
 #include <cmath>
 
 namespace udp {

@@ -53,7 +53,14 @@ inline float rounded(float a, int mode) {
 inline bool compare(float a, float b, int how) {
     if (how == _CMP_LT_OQ) return a < b;
     if (how == _CMP_LE_OQ) return a <= b;
+    if (how == _CMP_ORD_Q) return a == a && b == b;
     return a != b;  // _CMP_NEQ_UQ
+}
+// Bits of `classes`: 0 and 7 quiet and signalling NaN, 1 and 2 zeros, 3 and 4 infinities.
+inline bool is_of_class(float a, int classes) {
+    if (a != a) return (classes & 0x81) != 0;
+    if (a == 0.0f) return (classes & (std::signbit(a) ? 0x04 : 0x02)) != 0;
+    return std::isinf(a) && (classes & (a < 0.0f ? 0x10 : 0x08)) != 0;
 }
 // Of each 128-bit quarter: lanes 0 and 1, or 2 and 3, of a and b in turn.
 inline Floats unpack(const Floats& a, const Floats& b, unsigned first) {
@@ -153,6 +160,31 @@ inline __mmask16 cmp_ps_mask(Floats a, Floats b, int how) {
     for (unsigned i = 0; i < 16; ++i) mask |= unsigned{compare(a.v[i], b.v[i], how)} << i;
     return static_cast<__mmask16>(mask);
 }
+inline __mmask16 fpclass_ps_mask(Floats a, int classes) {
+    unsigned mask = 0;
+    for (unsigned i = 0; i < 16; ++i) mask |= unsigned{is_of_class(a.v[i], classes)} << i;
+    return static_cast<__mmask16>(mask);
+}
+inline __mmask16 test_epi32_mask(Words a, Words b) {
+    unsigned mask = 0;
+    for (unsigned i = 0; i < 16; ++i) mask |= unsigned{(a.v[i] & b.v[i]) != 0} << i;
+    return static_cast<__mmask16>(mask);
+}
+inline Words mask_add_epi32(Words otherwise, __mmask16 m, Words a, Words b) {
+    return E_WORDS((m >> i & 1) != 0 ? a.v[i] + b.v[i] : otherwise.v[i]);
+}
+// Bit by bit: a, b and c are the bits of an index into the eight bits of `table`.
+inline Words maskz_ternarylogic_epi32(__mmask16 m, Words a, Words b, Words c, int table) {
+    return E_WORDS([&] {
+        uint32_t r = 0;
+        for (int bit = 0; bit < 32 && (m >> i & 1) != 0; ++bit) {
+            const uint32_t index =
+                (a.v[i] >> bit & 1) << 2 | (b.v[i] >> bit & 1) << 1 | (c.v[i] >> bit & 1);
+            r |= (static_cast<uint32_t>(table) >> index & 1) << bit;
+        }
+        return r;
+    }());
+}
 inline __mmask16 movepi32_mask(Words a) {
     unsigned mask = 0;
     for (unsigned i = 0; i < 16; ++i) mask |= (a.v[i] >> 31) << i;
@@ -220,6 +252,7 @@ inline Floats shuffle_ps(Floats a, Floats b, unsigned how) {
 }  // namespace emulated
 
 #undef _mm512_setr_epi64
+#undef _mm512_fpclass_ps_mask
 #define _mm512_set1_ps emulated::set1_ps
 #define _mm512_set1_epi32 emulated::set1_epi32
 #define _mm512_set1_epi64 emulated::set1_epi64
@@ -247,6 +280,10 @@ inline Floats shuffle_ps(Floats a, Floats b, unsigned how) {
 #define _mm512_mul_epu32 emulated::mul_epu32
 #define _mm512_xor_epi64 emulated::xor_si512
 #define _mm512_cmp_ps_mask emulated::cmp_ps_mask
+#define _mm512_fpclass_ps_mask emulated::fpclass_ps_mask
+#define _mm512_test_epi32_mask emulated::test_epi32_mask
+#define _mm512_mask_add_epi32 emulated::mask_add_epi32
+#define _mm512_maskz_ternarylogic_epi32 emulated::maskz_ternarylogic_epi32
 #define _mm512_movepi32_mask emulated::movepi32_mask
 #define _mm512_mask_blend_ps emulated::mask_blend_ps
 #define _mm512_mask_blend_epi32 emulated::mask_blend_epi32
