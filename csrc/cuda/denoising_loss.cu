@@ -29,7 +29,6 @@ template <class Layout, class T, Source kSource>
 struct Loss : Arguments {
     static constexpr int kBlocks = kBlocksFor<T>;
     static constexpr bool kAnyHead = false;
-    static constexpr int N = Layout::kGroup;
     static constexpr bool kDraws = kSource == Source::noise || kSource == Source::velocity;
     static constexpr bool kReads = !kDraws;
     static constexpr bool kMixes = kSource == Source::velocity || kSource == Source::stored;
@@ -42,9 +41,10 @@ struct Loss : Arguments {
         Squares squares;
 
         __device__ bool aligned(int64_t first) const {
-            return is_aligned<N>(prediction, first) && is_aligned<N>(gradient, first) &&
-                   (!kReads || is_aligned<N>(target, first)) &&
-                   (!kMixes || is_aligned<N>(x, first));
+            return is_aligned<Layout::kGroup>(prediction, first) &&
+                   is_aligned<Layout::kGroup>(gradient, first) &&
+                   (!kReads || is_aligned<Layout::kGroup>(target, first)) &&
+                   (!kMixes || is_aligned<Layout::kGroup>(x, first));
         }
         __device__ void move(int64_t elements) {
             prediction.move(elements);

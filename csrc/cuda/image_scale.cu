@@ -9,7 +9,6 @@ template <class Layout, class T>
 struct Scale {
     static constexpr int kBlocks = kBlocksFor<T>;
     static constexpr bool kAnyHead = true;
-    static constexpr int N = Layout::kGroup;
     Tensor x, out;
     PerImage scale;
 
@@ -18,7 +17,7 @@ struct Scale {
         float factor;
 
         __device__ bool aligned(int64_t first) const {
-            return is_aligned<N>(x, first) && is_aligned<N>(out, first);
+            return is_aligned<Layout::kGroup>(x, first) && is_aligned<Layout::kGroup>(out, first);
         }
         __device__ void move(int64_t elements) {
             x.move(elements);

@@ -92,8 +92,6 @@ __device__ __forceinline__ void step_group(float (&delta)[N], const float (&grad
 // D, X, G: element types of delta, of the original, of gradient and adversarial.
 template <class Layout, class D, class X, class G, bool kMasked>
 struct StepBody {
-    static constexpr int N = Layout::kGroup;
-
     Row<D> delta;
     Row<X> original;
     Row<G> gradient, adversarial;
@@ -105,9 +103,11 @@ struct StepBody {
     int64_t* skipped_total;
 
     __device__ bool aligned(int64_t first) const {
-        return is_aligned<N>(delta, first) && is_aligned<N>(original, first) &&
-               is_aligned<N>(gradient, first) && is_aligned<N>(adversarial, first) &&
-               (!kMasked || mask.template aligned<N>(first));
+        return is_aligned<Layout::kGroup>(delta, first) &&
+               is_aligned<Layout::kGroup>(original, first) &&
+               is_aligned<Layout::kGroup>(gradient, first) &&
+               is_aligned<Layout::kGroup>(adversarial, first) &&
+               (!kMasked || mask.template aligned<Layout::kGroup>(first));
     }
     __device__ void move(int64_t elements) {
         delta.move(elements);

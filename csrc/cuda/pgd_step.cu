@@ -29,7 +29,7 @@ struct Arguments {
 
 template <class Layout, class D, class X, class G, bool kMasked>
 struct PgdStep : Arguments {
-    static constexpr int kBlocks = kBlocksFor<D, X, G>;
+    static constexpr int kBlocks = kMasked ? 4 : kBlocksFor<D, X, G>;  // one type more to branch on
     static constexpr bool kAnyHead = true;
 
     __device__ auto row(int64_t image, int64_t channel) const {
@@ -57,7 +57,6 @@ template <class Layout, bool kOfStepped>
 struct SquareSums : Arguments {
     static constexpr int kBlocks = kBlocksFor<AnyFloat>;
     static constexpr bool kAnyHead = false;
-    static constexpr int N = Layout::kGroup;
 
     struct Body {
         Row<AnyFloat> delta, gradient;
@@ -68,9 +67,9 @@ struct SquareSums : Arguments {
         ExactSquares squares;
 
         __device__ bool aligned(int64_t first) const {
-            return is_aligned<N>(gradient, first) &&
-                   (!kOfStepped || (is_aligned<N>(delta, first) &&
-                                    (!masked || mask.template aligned<N>(first))));
+            return is_aligned<Layout::kGroup>(gradient, first) &&
+                   (!kOfStepped || (is_aligned<Layout::kGroup>(delta, first) &&
+                                    (!masked || mask.template aligned<Layout::kGroup>(first))));
         }
         __device__ void move(int64_t elements) {
             gradient.move(elements);

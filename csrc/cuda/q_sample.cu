@@ -17,7 +17,6 @@ template <class Layout, class In, class Out, bool kDraws, int kWritesNoise>
 struct Sample : Arguments {
     static constexpr int kBlocks = kBlocksFor<In, Out>;
     static constexpr bool kAnyHead = !kDraws;
-    static constexpr int N = Layout::kGroup;
 
     struct Body {
         Row<In> x, given;
@@ -26,9 +25,10 @@ struct Sample : Arguments {
         float signal, level;
 
         __device__ bool aligned(int64_t first) const {
-            return is_aligned<N>(x, first) && is_aligned<N>(noisy, first) &&
-                   (kDraws || is_aligned<N>(given, first)) &&
-                   (kWritesNoise == 0 || is_aligned<N>(copy, first));
+            return is_aligned<Layout::kGroup>(x, first) &&
+                   is_aligned<Layout::kGroup>(noisy, first) &&
+                   (kDraws || is_aligned<Layout::kGroup>(given, first)) &&
+                   (kWritesNoise == 0 || is_aligned<Layout::kGroup>(copy, first));
         }
         __device__ void move(int64_t elements) {
             x.move(elements);

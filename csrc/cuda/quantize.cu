@@ -20,7 +20,6 @@ template <class Layout, class Value, bool kStochastic>
 struct Quantize : Arguments {
     static constexpr int kBlocks = kBlocksFor<Value>;
     static constexpr bool kAnyHead = !kStochastic;
-    static constexpr int N = Layout::kGroup;
 
     struct Body {
         Row<Value> value;
@@ -30,8 +29,9 @@ struct Quantize : Arguments {
         bool is_image;
 
         __device__ bool aligned(int64_t first) const {
-            return is_aligned<N>(value, first) && is_aligned<N>(original, first) &&
-                   is_aligned<N>(out, first);
+            return is_aligned<Layout::kGroup>(value, first) &&
+                   is_aligned<Layout::kGroup>(original, first) &&
+                   is_aligned<Layout::kGroup>(out, first);
         }
         __device__ void move(int64_t elements) {
             value.move(elements);
