@@ -18,7 +18,6 @@ from torch import Tensor
 
 from udp_fast.backends.cpu import BACKEND as CPU
 from udp_fast.backends.cuda import BACKEND as CUDA
-from udp_fast.backends.cuda.pgd_step import pgd_step_multi_
 from udp_fast.ops import noise_key
 
 pytestmark = pytest.mark.usefixtures("emulated")
@@ -205,14 +204,16 @@ def test_pgd_step_counts_what_it_skips() -> None:
 @pytest.mark.parametrize("types", [*PGD_TYPES[:2], PGD_TYPES[3], *PGD_TYPES[7:9]], ids=str)
 @pytest.mark.parametrize("step", ["sign", "raw"])
 def test_pgd_step_multi_does_each_image_as_pgd_step_does(
-    types: tuple[torch.dtype, ...], step: str
+    emulated: EmulatedModule, types: tuple[torch.dtype, ...], step: str
 ) -> None:
     shapes = [(3, 5, 7), (3, 64, 65), (1, 1), (3, 0), (4, 8, 8), *[(2, i) for i in range(1, 70)]]
     columns = [pgd_arguments((1, *shape), types, step=step) for shape in shapes]
     alpha, eps = torch.linspace(0.01, 0.03, len(shapes)), torch.linspace(0.02, 0.06, len(shapes))
     deltas = [c[0].clone() for c in columns]
-    advs, skipped = pgd_step_multi_(
+    advs = [torch.empty_like(d, dtype=types[3]) for d in deltas]
+    skipped = CUDA.ops["pgd_step_multi_"](
         deltas,
+        advs,
         [c[1] for c in columns],
         [c[2] for c in columns],
         alpha,
@@ -220,14 +221,29 @@ def test_pgd_step_multi_does_each_image_as_pgd_step_does(
         step,
         True,
         *columns[0][9:13],
-        types[3],
     )
+    assert len(emulated.launches) == 2  # of 64 images and of the rest
     for i, arguments in enumerate(columns):
         arguments[3:5] = alpha[i], eps[i]
         adv, count = CPU.ops["pgd_step_"](*arguments)
         assert same_bits(deltas[i], arguments[0])
         assert same_bits(advs[i], adv)
         assert skipped[i] == count[0]
+
+
+@pytest.mark.parametrize("layouts", LAYOUTS, ids="-".join)
+def test_pgd_step_multi_takes_every_layout(layouts: tuple[str, str]) -> None:
+    shapes = ((2, 3, 16, 20), (1, 3, 5, 7), (2, 1, 1, 9))
+    columns = [pgd_arguments(shape, layouts=layouts, per_image=False) for shape in shapes]
+    operands = [[c[i] for c in columns] for i in range(3)]
+    rest = (*columns[0][3:5], "sign", *columns[0][8:13])
+    results = []
+    for backend in (CUDA, CPU):
+        deltas = [in_layout(d.clone(), layouts[0]) for d in operands[0]]
+        advs = [torch.empty_like(x, dtype=BF16) for x in operands[2]]  # laid out like the others
+        skipped = backend.ops["pgd_step_multi_"](deltas, advs, *operands[1:], *rest)
+        results.append((*deltas, *advs, skipped))
+    assert_same(*results)
 
 
 # --- q_sample --------------------------------------------------------------------------------------
