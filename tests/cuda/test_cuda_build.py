@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,7 +218,7 @@ class Built:
 
     file: Path
     report: str  # of nvcc and ptxas
-    seconds: float
+    seconds: float  # of processor time
 
 
 @pytest.fixture(scope="module")
@@ -226,17 +226,19 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     if load().nvcc() is None:
         pytest.skip("no nvcc: install the CUDA toolkit, or nvidia-cuda-nvcc from PyPI")
     folder = tmp_path_factory.mktemp("cuda")
-    start = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = build_extension(folder, FORCE_CUDA="1", NVCC_APPEND_FLAGS="-Xptxas=-v")
     assert done.returncode == 0, done.stderr
     (file,) = folder.glob("lib/**/*.so")
-    return Built(file, done.stderr, time.monotonic() - start)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Built(file, done.stderr, seconds)
 
 
 @pytest.mark.slow
 def test_the_extension_is_small_and_soon_built(built: Built) -> None:
     assert built.file.stat().st_size < 10e6
-    assert built.seconds < 300
+    assert built.seconds < 2 * 300  # five minutes on two cores, whatever else they are doing
 
 
 @pytest.mark.slow
