@@ -6,8 +6,10 @@ VENV   ?= .venv
 
 # A plain `torch` on Linux brings gigabytes of CUDA along: without an NVIDIA GPU take the CPU build.
 # Override with any requirement: make demo TORCH='torch>=2.6'
+# Nor is there a use for our CUDA kernels then, should nvcc be about: they take a minute to build.
 ifeq ($(shell uname -s)$(shell command -v nvidia-smi),Linux)
 TORCH ?= torch==2.13.0+cpu
+export UDP_NO_CUDA ?= 1
 else
 TORCH ?= torch==2.13.0
 endif

@@ -1,8 +1,8 @@
-"""Builds udp_fast._native, the CPU kernels, and when asked udp_fast._native_cuda: C++17
-and pybind11, no torch.
+"""Builds udp_fast._native, the CPU kernels, and where nvcc is found udp_fast._native_cuda: C++17 and
+pybind11, no torch.
 
 UDP_NO_NATIVE=1 leaves both out; every op then runs on the reference backend. UDP_NO_CUDA=1 leaves
-out the second (csrc/cuda/build.py has the details). All else is in pyproject.toml.
+out the second (csrc/cuda/build.py says when it is built). All else is in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent
 MSVC = sys.platform == "win32"
@@ -87,9 +88,12 @@ class BuildNative(build_ext):
         try:
             super().build_extension(ext)
         except Exception as error:
+            if ext.optional:  # setuptools prints this as a warning, and goes on
+                raise CompileError(without_cuda(error)) from error
+            if ext.name == "udp_fast._native_cuda":
+                raise SystemExit(f"udp_fast: the CUDA kernels did not build: {error}") from error
             raise SystemExit(
                 f"udp_fast: the native kernels did not build: {error}\n"
-                "UDP_NO_CUDA=1 leaves out the CUDA kernels.\n"
                 "A C++17 compiler is needed (Debian/Ubuntu: apt install g++; macOS: xcode-select"
                 " --install;\nWindows: the Visual Studio build tools). Or set UDP_NO_NATIVE=1 to"
                 " install without them:\neverything then works on the slower reference backend."
@@ -102,7 +106,10 @@ class BuildNative(build_ext):
         output.parent.mkdir(parents=True, exist_ok=True)
         command = cuda_build.command(source, str(output))
         self.announce(" ".join(command), level=2)
-        subprocess.run(command, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        sys.stderr.write(done.stderr)  # at once: others compile at the same time
+        if done.returncode != 0:
+            raise CompileError(f"{command[0]} failed on {source}:\n{done.stderr}")
         return str(output)
 
 
@@ -131,7 +138,25 @@ def cuda() -> Extension:
         extra_compile_args=COMMON,
         depends=[str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.*h")],
         language="c++",
+        optional=not cuda_build.demanded(),
     )
+
+
+def without_cuda(reason: object) -> str:
+    return (
+        f"udp_fast is built WITHOUT its CUDA kernels: {reason}\n"
+        "FORCE_CUDA=1 makes this an error, UDP_NO_CUDA=1 does not try."
+    )
+
+
+def cuda_if_possible() -> list[Extension]:
+    try:
+        return [cuda()] if cuda_build.wanted() else []
+    except cuda_build.Unavailable as error:
+        if cuda_build.demanded():
+            raise SystemExit(f"udp_fast: {error}") from error
+        sys.stderr.write(f"warning: {without_cuda(error)}\n")
+        return []
 
 
 def native() -> list[Extension]:
@@ -151,7 +176,7 @@ def native() -> list[Extension]:
             depends=[str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.h")],
             language="c++",
         ),
-        *([cuda()] if cuda_build.wanted() else []),
+        *cuda_if_possible(),
     ]
 
 

@@ -10,7 +10,15 @@ import torch
 from . import ops
 from .backends import dispatch
 
-OPS = ("pgd_step", "pgd_step_", "q_sample", "denoising_loss", "quantize", "image_scale")
+OPS = (
+    "pgd_step",
+    "pgd_step_",
+    "pgd_step_multi_",
+    "q_sample",
+    "denoising_loss",
+    "quantize",
+    "image_scale",
+)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,13 @@ _VARIABLES = (
     "UDP_FAST_STRICT",
     "UDP_FAST_LOG_DISPATCH",
     "UDP_FAST_CPU_ISA",
+    # Of a build; shown because the next one would see them.
+    "UDP_NO_NATIVE",
+    "UDP_NO_CUDA",
+    "FORCE_CUDA",
+    "TORCH_CUDA_ARCH_LIST",
+    "CUDA_HOME",
+    "CUDA_PATH",
 )
 
 

@@ -1,10 +1,10 @@
 """How udp_fast._native_cuda is built; setup.py loads this file. No torch and no GPU are needed.
 
-It is built when asked for: by FORCE_CUDA=1, or by a TORCH_CUDA_ARCH_LIST as for torch's own
-extensions ("8.0;9.0+PTX"). nvcc is the one named by CUDA_HOME or CUDA_PATH, on PATH, in
-/usr/local/cuda, or from PyPI's nvidia-cuda-nvcc package in the running environment. UDP_NO_CUDA=1
-wins over both. Not by default yet: no backend takes calls to these kernels so far, and they are
-minutes of compilation.
+It is built where nvcc is found: the one of CUDA_HOME or CUDA_PATH, on PATH, in /usr/local/cuda, or
+of PyPI's nvidia-cuda-nvcc in the running environment. A compiler that merely happens to be there may
+lack headers or dislike the host's g++: then the package is built without these kernels, with a
+warning. FORCE_CUDA=1, or a TORCH_CUDA_ARCH_LIST as for torch's own extensions ("8.0;9.0+PTX"), says
+that they are meant to be there, and makes whatever prevents it an error. UDP_NO_CUDA=1 wins over all.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
-#: Compute capabilities built for by default, as far as this nvcc knows them; PTX of the last serves
-#: later GPUs.
+#: Compute capabilities built for by default, as far as this nvcc knows them; PTX, which the driver
+#: of a later GPU translates, is kept of the first.
 ARCHITECTURES = ("80", "86", "89", "90", "100")
 
 SOURCES = (
@@ -42,41 +42,58 @@ def _flag(name: str) -> bool:
     return value == "1"
 
 
+class Unavailable(Exception):
+    """Why the CUDA kernels cannot be built here."""
+
+
 @cache
 def nvcc() -> Path | None:
     """The compiler, or None where there is none."""
-    homes = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    for home in homes:
-        if not (home / "bin/nvcc").is_file():
-            raise SystemExit(
-                f"udp_fast: CUDA_HOME or CUDA_PATH names {home}, which has no bin/nvcc"
-            )
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home:
+        named = Path(home, "bin/nvcc")
+        if not named.is_file():
+            raise Unavailable(f"CUDA_HOME or CUDA_PATH names {home}, which has no bin/nvcc")
+        return named
     on_path = shutil.which("nvcc")
-    candidates = [home / "bin/nvcc" for home in homes]
-    candidates += [Path(on_path)] if on_path else []
+    candidates = [Path(on_path)] if on_path else []
     candidates += [Path("/usr/local/cuda/bin/nvcc")]
     for entry in sys.path:
         candidates += sorted(Path(entry).glob("nvidia/*/bin/nvcc"))
     return next((c for c in candidates if c.is_file()), None)
 
 
+def demanded() -> bool:
+    """Whether not to build the CUDA kernels would be an error."""
+    return not _flag("UDP_NO_CUDA") and (
+        _flag("FORCE_CUDA") or bool(os.environ.get("TORCH_CUDA_ARCH_LIST"))
+    )
+
+
 def wanted() -> bool:
-    """Whether to build the CUDA kernels; ends the build where they are demanded and cannot be."""
+    """Whether to build the CUDA kernels.
+
+    Raises:
+        Unavailable: they are demanded, or CUDA_HOME names a compiler, and there is none.
+    """
     if _flag("UDP_NO_CUDA"):
         return False
-    if not (_flag("FORCE_CUDA") or os.environ.get("TORCH_CUDA_ARCH_LIST")):
-        return False
-    if sys.platform != "linux" or nvcc() is None:
-        raise SystemExit(
-            "udp_fast: FORCE_CUDA=1 or TORCH_CUDA_ARCH_LIST asks for the CUDA kernels, which need"
-            " Linux and nvcc:\nput it on PATH, name its folder in CUDA_HOME, or install PyPI's"
-            " nvidia-cuda-nvcc and use pip's --no-build-isolation."
+    found = sys.platform == "linux" and nvcc() is not None
+    if demanded() and not found:
+        raise Unavailable(
+            "FORCE_CUDA=1 or TORCH_CUDA_ARCH_LIST asks for the CUDA kernels, which need Linux and"
+            " nvcc:\nput it on PATH, name its folder in CUDA_HOME, or install PyPI's"
+            " nvidia-cuda-nvcc and use pip's --no-build-isolation"
         )
-    return True
+    return found
 
 
 def _ask(*arguments: str) -> str:
-    done = subprocess.run([str(nvcc()), *arguments], capture_output=True, text=True, check=True)
+    command = [str(nvcc()), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Unavailable(f"{' '.join(command)}: {error}") from error
     return done.stdout + done.stderr
 
 
@@ -84,7 +101,8 @@ def _ask(*arguments: str) -> str:
 def toolkit() -> Path:
     """The folder that holds include/ and the libraries; nvcc itself may be a script elsewhere."""
     found = re.search(r"^#\$ TOP=(.*)$", _ask("--dryrun", "-x", "cu", "-E", os.devnull), re.M)
-    assert found is not None, "nvcc --dryrun names no TOP"
+    if found is None:
+        raise Unavailable(f"{nvcc()} does not say where its toolkit is")
     return Path(found[1]).resolve()
 
 
@@ -92,9 +110,8 @@ def library_folder() -> Path:
     for folder in ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"):
         if (toolkit() / folder / "libcudart_static.a").is_file():
             return toolkit() / folder
-    raise SystemExit(
-        f"udp_fast: {toolkit()} has no libcudart_static.a; with PyPI's packages install"
-        " nvidia-cuda-runtime too, or set UDP_NO_CUDA=1 to install without the CUDA kernels"
+    raise Unavailable(
+        f"{toolkit()} has no libcudart_static.a; with PyPI's packages install nvidia-cuda-runtime too"
     )
 
 
@@ -110,7 +127,7 @@ def architectures() -> tuple[tuple[str, ...], tuple[str, ...]]:
     if not asked:
         known = set(re.findall(r"compute_(\d+)", _ask("--list-gpu-arch")))
         found = tuple(a for a in ARCHITECTURES if a in known)
-        return found, found[-1:]
+        return found, found[:1]
     code, ptx = [], []
     for entry in re.split(r"[;,\s]+", asked.strip()):
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", entry)
@@ -132,14 +149,14 @@ def _compression() -> str:
 
 
 def command(source: str, output: str) -> list[str]:
-    """The nvcc call that makes an object file of one .cu file, for all architectures."""
+    """The nvcc call that makes an object file of one .cu file, for all architectures.
+
+    No kernel uses an instruction that only a later GPU has, so the machine code of all comes from one
+    front-end pass, for the oldest: half the time of a pass each. An architecture-specific target
+    (9.0a) would have it otherwise.
+    """
     code, ptx = architectures()
-    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in code]
+    oldest = min((a for a in (*code, *ptx) if a.isdigit()), key=int, default="")
+    targets = [f"-gencode=arch=compute_{oldest if a.isdigit() else a},code=sm_{a}" for a in code]
     targets += [f"-gencode=arch=compute_{a},code=compute_{a}" for a in ptx]
     return [str(nvcc()), *FLAGS, _compression(), *targets, "-c", source, "-o", output]
-
-
-def cubin_command(source: str, output: str, architecture: str) -> list[str]:
-    """The nvcc call that makes one cubin to look into, with ptxas' report on stderr."""
-    target = [f"-arch=sm_{architecture}", "-cubin", "-Xptxas=-v"]
-    return [str(nvcc()), *FLAGS, *target, source, "-o", output]

@@ -27,33 +27,35 @@ struct Arguments {
 
 template <class Layout, class T, Source kSource>
 struct Loss : Arguments {
+    static constexpr int kBlocks = kBlocksFor<T>;
     static constexpr bool kAnyHead = false;
-    static constexpr int N = Layout::kGroup;
     static constexpr bool kDraws = kSource == Source::noise || kSource == Source::velocity;
     static constexpr bool kReads = !kDraws;
     static constexpr bool kMixes = kSource == Source::velocity || kSource == Source::stored;
 
     struct Body {
-        Row<T> prediction_row, target_row, x_row, gradient_row, prediction, target, x, gradient;
+        Row<T> prediction, target, x, gradient;
         Noise<Layout, Normals> noise;
         float signal, level, scale;
         double* partial;
         Squares squares;
 
         __device__ bool aligned(int64_t first) const {
-            return is_aligned<N>(prediction_row, first) && is_aligned<N>(gradient_row, first) &&
-                   (!kReads || is_aligned<N>(target_row, first)) &&
-                   (!kMixes || is_aligned<N>(x_row, first));
+            return is_aligned<Layout::kGroup>(prediction, first) &&
+                   is_aligned<Layout::kGroup>(gradient, first) &&
+                   (!kReads || is_aligned<Layout::kGroup>(target, first)) &&
+                   (!kMixes || is_aligned<Layout::kGroup>(x, first));
         }
-        __device__ void seek(int64_t first) {
-            prediction = prediction_row.moved(first);
-            gradient = gradient_row.moved(first);
-            if (kReads) target = target_row.moved(first);
-            if (kMixes) x = x_row.moved(first);
-            if (kDraws) noise.seek(first);
+        __device__ void move(int64_t elements) {
+            prediction.move(elements);
+            gradient.move(elements);
+            if (kReads) target.move(elements);
+            if (kMixes) x.move(elements);
+            if (kDraws) noise.move(elements);
         }
         template <class At>
         __device__ __forceinline__ void operator()(At at) {
+            constexpr int N = kElements<Layout, At>;
             float difference[N], t[N], clean[N];
             load<Cache::read_only>(prediction, at, difference);
             if constexpr (kMixes) load<Cache::read_only>(x, at, clean);
@@ -73,12 +75,14 @@ struct Loss : Arguments {
             }
         }
         // Elements past a row's end had noise drawn for them.
-        static __device__ __forceinline__ void drop_missing(Full, float (&)[N]) {}
-        template <class At>
-        static __device__ __forceinline__ void drop_missing(At at, float (&difference)[N]) {
+        template <int M>
+        static __device__ __forceinline__ void drop_missing(Full, float (&)[M]) {}
+        template <class At, int M>
+        static __device__ __forceinline__ void drop_missing(At at, float (&difference)[M]) {
 #pragma unroll
-            for (int k = 0; k < N; ++k) difference[k] = k < at.count ? difference[k] : 0.0f;
+            for (int k = 0; k < M; ++k) difference[k] = k < at.count ? difference[k] : 0.0f;
         }
+        __device__ void end_group() { squares.end_group(); }
         __device__ void end_chunk(int64_t chunk) {
             const double sum = block_sum(squares.total);
             if (threadIdx.x == 0) partial[chunk] = sum;
@@ -89,10 +93,10 @@ struct Loss : Arguments {
 
     __device__ Body row(int64_t image, int64_t channel) const {
         Body body;
-        body.prediction_row = {prediction, image, channel};
-        body.gradient_row = {gradient, image, channel};
-        if (kReads) body.target_row = {target, image, channel};
-        if (kMixes) body.x_row = {x, image, channel};
+        body.prediction = {prediction, image, channel};
+        body.gradient = {gradient, image, channel};
+        if (kReads) body.target = {target, image, channel};
+        if (kMixes) body.x = {x, image, channel};
         if (kDraws) body.noise = {keys, image, channel, pixels};
         body.signal = body.level = 1.0f;
         if (kMixes && is_flow == 0) {

@@ -7,38 +7,40 @@ namespace {
 
 template <class Layout, class T>
 struct Scale {
+    static constexpr int kBlocks = kBlocksFor<T>;
     static constexpr bool kAnyHead = true;
-    static constexpr int N = Layout::kGroup;
     Tensor x, out;
     PerImage scale;
 
     struct Body {
-        Row<T> x_row, out_row, x, out;
+        Row<T> x, out;
         float factor;
 
         __device__ bool aligned(int64_t first) const {
-            return is_aligned<N>(x_row, first) && is_aligned<N>(out_row, first);
+            return is_aligned<Layout::kGroup>(x, first) && is_aligned<Layout::kGroup>(out, first);
         }
-        __device__ void seek(int64_t first) {
-            x = x_row.moved(first);
-            out = out_row.moved(first);
+        __device__ void move(int64_t elements) {
+            x.move(elements);
+            out.move(elements);
         }
         template <class At>
         __device__ __forceinline__ void operator()(At at) const {
+            constexpr int N = kElements<Layout, At>;
             float value[N];
             load<Cache::read_only>(x, at, value);
 #pragma unroll
             for (int k = 0; k < N; ++k) value[k] *= factor;
             store(out, at, value);
         }
+        __device__ void end_group() const {}
         __device__ void end_chunk(int64_t) const {}
         __device__ void end_row(int64_t) const {}
     };
 
     __device__ Body row(int64_t image, int64_t channel) const {
         Body body;
-        body.x_row = {x, image, channel};
-        body.out_row = {out, image, channel};
+        body.x = {x, image, channel};
+        body.out = {out, image, channel};
         body.factor = number_of(scale, image);
         return body;
     }

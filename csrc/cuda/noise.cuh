@@ -33,13 +33,15 @@ template <class Layout, class Draw>
 struct Noise {
     uint32_t key0[kPhiloxRounds], key1[kPhiloxRounds];
     uint32_t draw_counter, step, stream;
-    int64_t first_of_row;
-    uint32_t block;           // of the first element after `seek`
+    int64_t index;            // of the element that groups count from
+    uint32_t block;           // and the block that it begins, where it does
     uint32_t channel_blocks;  // from a channel to the next; only Interleaved looks
 
     Noise() = default;
     __device__ Noise(const int64_t* keys, int64_t image, int64_t channel, int64_t pixels)
-        : first_of_row(channel * pixels), channel_blocks(static_cast<uint32_t>(pixels / 4)) {
+        : index(channel * pixels),
+          block(static_cast<uint32_t>(index / 4)),
+          channel_blocks(static_cast<uint32_t>(pixels / 4)) {
         const NoiseKey key = noise_key(keys, image);
         draw_counter = key.draw;
         step = key.step;
@@ -54,11 +56,12 @@ struct Noise {
         }
     }
 
-    __device__ void seek(int64_t first) {
-        block = static_cast<uint32_t>((first_of_row + first / Layout::kChannels) / 4);
+    __device__ void move(int64_t elements) {
+        index += elements / Layout::kChannels;
+        block = static_cast<uint32_t>(index / 4);
     }
-    __device__ __forceinline__ void four(uint32_t index, float (&out)[4]) const {
-        uint32_t words[4] = {index, draw_counter, step, stream};
+    __device__ __forceinline__ void four(uint32_t at, float (&out)[4]) const {
+        uint32_t words[4] = {at, draw_counter, step, stream};
 #pragma unroll
         for (int round = 0; round < kPhiloxRounds; ++round) {
             philox_round(words, key0[round], key1[round]);
@@ -66,9 +69,10 @@ struct Noise {
         Draw::of(words, out);
     }
 
-    // The numbers of a group that begins `first` elements, in memory order, after `seek`'s.
-    __device__ __forceinline__ void draw(uint32_t first, float (&out)[Layout::kGroup]) const {
-        constexpr int C = Layout::kChannels, kBlocks = Layout::kGroup / C / 4;
+    // The numbers of N elements that begin `first`, in memory order, further on.
+    template <int N>
+    __device__ __forceinline__ void draw(uint32_t first, float (&out)[N]) const {
+        constexpr int C = Layout::kChannels, kBlocks = N / C / 4;
         const uint32_t begin = block + first / (4 * C);
 #pragma unroll
         for (int c = 0; c < C; ++c) {
@@ -83,9 +87,9 @@ struct Noise {
     }
     // Of four pixels, which need not begin where a block does.
     __device__ __forceinline__ void draw(int64_t first, float (&out)[4]) const {
-        const int64_t index = first_of_row + first;
-        const uint32_t begin = static_cast<uint32_t>(index / 4);
-        const int skip = static_cast<int>(index % 4);
+        const int64_t at = index + first;
+        const uint32_t begin = static_cast<uint32_t>(at / 4);
+        const int skip = static_cast<int>(at % 4);
         four(begin, out);
         if (skip == 0) return;
         float next[4];

@@ -33,14 +33,14 @@ struct StepSize {
 
 // A mask of delta's memory order (channels = 1), or one number for a pixel's interleaved channels.
 struct Mask {
-    Row<AnyPixel> row, at_first;
+    Row<AnyPixel> row;
     uint32_t channels;
     uint32_t channel;  // of the element that groups count from
 
-    __device__ void seek(int64_t first) {
-        const int64_t pixel = channels == 1 ? first : first / channels;
-        channel = static_cast<uint32_t>(first - pixel * channels);
-        at_first = row.moved(pixel);
+    __device__ void move(int64_t elements) {
+        const int64_t pixels = (channel + elements) / channels;
+        channel = static_cast<uint32_t>(channel + elements - pixels * channels);
+        row.move(pixels);
     }
     template <int N>
     __device__ bool aligned(int64_t first) const {
@@ -51,7 +51,7 @@ struct Mask {
         if constexpr (!std::is_same<At, Scattered>::value) {
             if (channels > 1) return gather(at, out);
         }
-        udp::load<Cache::read_only>(at_first, at, out);
+        udp::load<Cache::read_only>(row, at, out);
     }
 
   private:
@@ -66,7 +66,7 @@ struct Mask {
 #pragma unroll
         for (int k = 0; k < N; ++k) {
             float one[1];
-            udp::load<Cache::read_only>(at_first, Part{pixel, k < n ? 1 : 0}, one);
+            udp::load<Cache::read_only>(row, Part{pixel, k < n ? 1 : 0}, one);
             out[k] = one[0];
             if (++c == channels) {
                 c = 0;
@@ -90,17 +90,11 @@ __device__ __forceinline__ void step_group(float (&delta)[N], const float (&grad
 }
 
 // D, X, G: element types of delta, of the original, of gradient and adversarial.
-template <int N, class D, class X, class G, bool kMasked>
+template <class Layout, class D, class X, class G, bool kMasked>
 struct StepBody {
-    struct Rows {
-        Row<D> delta;
-        Row<X> original;
-        Row<G> gradient, adversarial;
-        __device__ Rows moved(int64_t first) const {
-            return {delta.moved(first), original.moved(first), gradient.moved(first),
-                    adversarial.moved(first)};
-        }
-    } row, at_first;
+    Row<D> delta;
+    Row<X> original;
+    Row<G> gradient, adversarial;
     Mask mask;
     StepSize step;
     Range range;
@@ -109,40 +103,46 @@ struct StepBody {
     int64_t* skipped_total;
 
     __device__ bool aligned(int64_t first) const {
-        return is_aligned<N>(row.delta, first) && is_aligned<N>(row.original, first) &&
-               is_aligned<N>(row.gradient, first) && is_aligned<N>(row.adversarial, first) &&
-               (!kMasked || mask.template aligned<N>(first));
+        return is_aligned<Layout::kGroup>(delta, first) &&
+               is_aligned<Layout::kGroup>(original, first) &&
+               is_aligned<Layout::kGroup>(gradient, first) &&
+               is_aligned<Layout::kGroup>(adversarial, first) &&
+               (!kMasked || mask.template aligned<Layout::kGroup>(first));
     }
-    __device__ void seek(int64_t first) {
-        at_first = row.moved(first);
-        if (kMasked) mask.seek(first);
+    __device__ void move(int64_t elements) {
+        delta.move(elements);
+        original.move(elements);
+        gradient.move(elements);
+        adversarial.move(elements);
+        if (kMasked) mask.move(elements);
     }
 
     template <class At>
     __device__ __forceinline__ void operator()(At at) {
-        float delta[N], gradient[N], x[N];
-        load<Cache::read_only>(at_first.gradient, at, gradient);
-        load<Cache::read_only>(at_first.original, at, x);
-        load<Cache::keep>(at_first.delta, at, delta);
-        if (holds_bytes(at_first.original)) {
+        constexpr int N = kElements<Layout, At>;
+        float d[N], g[N], x[N];
+        load<Cache::read_only>(gradient, at, g);
+        load<Cache::read_only>(original, at, x);
+        load<Cache::keep>(delta, at, d);
+        if (holds_bytes(original)) {
 #pragma unroll
             for (int k = 0; k < N; ++k) x[k] = from_byte(x[k], range);
         }
-        step_group<kMasked>(delta, gradient, mask, at, sign, step.size);
+        step_group<kMasked>(d, g, mask, at, sign, step.size);
 #pragma unroll
         for (int k = 0; k < N; ++k) {
-            skipped += is_finite(gradient[k]) ? 0 : 1;  // those that do not exist are 0
-            delta[k] = project(delta[k], x[k], step.bound, step.scale, range);
+            skipped += is_finite(g[k]) ? 0 : 1;  // those that do not exist are 0
+            d[k] = project(d[k], x[k], step.bound, step.scale, range);
         }
-        round_as_stored(at_first.delta, delta);
-        store(at_first.delta, at, delta);
+        round_as_stored(delta, d);
+        store(delta, at, d);
 #pragma unroll
-        for (int k = 0; k < N; ++k) x[k] = adversarial(x[k], delta[k], range);
+        for (int k = 0; k < N; ++k) x[k] = udp::adversarial(x[k], d[k], range);
         if (maps) {
 #pragma unroll
             for (int k = 0; k < N; ++k) x[k] = to_out_range(x[k], range);
         }
-        store(at_first.adversarial, at, x);
+        store(adversarial, at, x);
     }
     static __device__ __forceinline__ bool holds_bytes(const Row<AnyPixel>& row) {
         return row.type == DType::uint8;
@@ -152,6 +152,7 @@ struct StepBody {
         return sizeof(T) == 1;
     }
 
+    __device__ void end_group() const {}
     __device__ void end_chunk(int64_t) const {}
     // Integers may be added in any order; hardly ever is there one to add.
     __device__ void end_row(int64_t image) {

@@ -18,7 +18,7 @@ struct Arguments {
     int64_t* skipped;
 
     __device__ Mask mask_of(int64_t image, int64_t channel) const {
-        return {{mask, image, channel}, {}, mask_channels, 0};
+        return {{mask, image, channel}, mask_channels, 0};
     }
     __device__ float size_of_step(int64_t image) const {
         if (step == Step::l2) return size[image];
@@ -29,14 +29,15 @@ struct Arguments {
 
 template <class Layout, class D, class X, class G, bool kMasked>
 struct PgdStep : Arguments {
+    static constexpr int kBlocks = kMasked ? 4 : kBlocksFor<D, X, G>;  // one type more to branch on
     static constexpr bool kAnyHead = true;
 
     __device__ auto row(int64_t image, int64_t channel) const {
-        StepBody<Layout::kGroup, D, X, G, kMasked> body;
-        body.row.delta = {delta, image, channel};
-        body.row.original = {original, image, channel};
-        body.row.gradient = {gradient, image, channel};
-        body.row.adversarial = {adversarial, image, channel};
+        StepBody<Layout, D, X, G, kMasked> body;
+        body.delta = {delta, image, channel};
+        body.original = {original, image, channel};
+        body.gradient = {gradient, image, channel};
+        body.adversarial = {adversarial, image, channel};
         if (kMasked) body.mask = mask_of(image, channel);
         body.step.size = size_of_step(image);
         body.step.bound =
@@ -54,11 +55,11 @@ struct PgdStep : Arguments {
 // Sums of squares of the gradient, or of the delta that the step would make.
 template <class Layout, bool kOfStepped>
 struct SquareSums : Arguments {
+    static constexpr int kBlocks = kBlocksFor<AnyFloat>;
     static constexpr bool kAnyHead = false;
-    static constexpr int N = Layout::kGroup;
 
     struct Body {
-        Row<AnyFloat> delta_row, gradient_row, delta, gradient;
+        Row<AnyFloat> delta, gradient;
         Mask mask;
         bool masked, sign;
         float size;
@@ -66,17 +67,18 @@ struct SquareSums : Arguments {
         ExactSquares squares;
 
         __device__ bool aligned(int64_t first) const {
-            return is_aligned<N>(gradient_row, first) &&
-                   (!kOfStepped || (is_aligned<N>(delta_row, first) &&
-                                    (!masked || mask.template aligned<N>(first))));
+            return is_aligned<Layout::kGroup>(gradient, first) &&
+                   (!kOfStepped || (is_aligned<Layout::kGroup>(delta, first) &&
+                                    (!masked || mask.template aligned<Layout::kGroup>(first))));
         }
-        __device__ void seek(int64_t first) {
-            gradient = gradient_row.moved(first);
-            if (kOfStepped) delta = delta_row.moved(first);
-            if (masked) mask.seek(first);
+        __device__ void move(int64_t elements) {
+            gradient.move(elements);
+            if (kOfStepped) delta.move(elements);
+            if (masked) mask.move(elements);
         }
         template <class At>
         __device__ __forceinline__ void operator()(At at) {
+            constexpr int N = kElements<Layout, At>;
             float g[N], d[N];
             load<Cache::read_only>(gradient, at, g);
             if constexpr (kOfStepped) {
@@ -92,6 +94,7 @@ struct SquareSums : Arguments {
                 squares.add(kOfStepped ? within(d[k], kLargest) : finite_or_zero(g[k]));
             }
         }
+        __device__ void end_group() {}
         __device__ void end_chunk(int64_t chunk) {
             const double sum = block_sum(squares.total);
             if (threadIdx.x == 0) partial[chunk] = sum;
@@ -102,10 +105,10 @@ struct SquareSums : Arguments {
 
     __device__ Body row(int64_t image, int64_t channel) const {
         Body body;
-        body.gradient_row = {gradient, image, channel};
+        body.gradient = {gradient, image, channel};
         body.masked = mask.data != nullptr;
         if (kOfStepped) {
-            body.delta_row = {delta, image, channel};
+            body.delta = {delta, image, channel};
             body.mask = mask_of(image, channel);
             body.size = size_of_step(image);
         }

@@ -27,16 +27,15 @@ __device__ Row<T> row_over(const void* data, DType type) {
 
 template <class D, class X, class G>
 __global__ void __launch_bounds__(kThreads) step_images(const Arguments a, int64_t chunks) {
-    constexpr uint32_t kGroup = 8;
     int i = 0;
     for (int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
         while (chunk >= a.first_chunk[i + 1]) ++i;
         const Image& image = a.image[i];
-        StepBody<kGroup, D, X, G, false> body;
-        body.row.delta = row_over<D>(image.delta, a.delta);
-        body.row.original = row_over<X>(image.original, a.original);
-        body.row.gradient = row_over<G>(image.gradient, a.gradient);
-        body.row.adversarial = row_over<G>(image.adversarial, a.adversarial);
+        StepBody<Flat<8>, D, X, G, false> body;
+        body.delta = row_over<D>(image.delta, a.delta);
+        body.original = row_over<X>(image.original, a.original);
+        body.gradient = row_over<G>(image.gradient, a.gradient);
+        body.adversarial = row_over<G>(image.adversarial, a.adversarial);
         const float alpha = number_of(a.alpha, a.first_image + i);
         body.step.size = a.maximize ? alpha : -alpha;
         body.step.bound = at_most_in(a.delta, number_of(a.eps, a.first_image + i));
@@ -50,8 +49,8 @@ __global__ void __launch_bounds__(kThreads) step_images(const Arguments a, int64
         const int64_t first = (chunk - a.first_chunk[i]) * kChunk, left = image.elements - first;
         const uint32_t n = static_cast<uint32_t>(left < kChunk ? left : kChunk);
         const bool wide = body.aligned(first);
-        body.seek(first);
-        for_groups_of_chunk<kGroup>(body, n, wide);
+        body.move(first);
+        for_groups_of_chunk<Flat<8>>(body, n, wide);
         body.end_row(a.first_image + i);
     }
 }

@@ -15,29 +15,31 @@ struct Arguments {
 // kWritesNoise: 0 no, 1 yes, 2 where noise_out is present.
 template <class Layout, class In, class Out, bool kDraws, int kWritesNoise>
 struct Sample : Arguments {
+    static constexpr int kBlocks = kBlocksFor<In, Out>;
     static constexpr bool kAnyHead = !kDraws;
-    static constexpr int N = Layout::kGroup;
 
     struct Body {
-        Row<In> x_row, given_row, x, given;
-        Row<Out> noisy_row, copy_row, noisy, copy;
+        Row<In> x, given;
+        Row<Out> noisy, copy;
         Noise<Layout, Normals> noise;
         float signal, level;
 
         __device__ bool aligned(int64_t first) const {
-            return is_aligned<N>(x_row, first) && is_aligned<N>(noisy_row, first) &&
-                   (kDraws || is_aligned<N>(given_row, first)) &&
-                   (kWritesNoise == 0 || is_aligned<N>(copy_row, first));
+            return is_aligned<Layout::kGroup>(x, first) &&
+                   is_aligned<Layout::kGroup>(noisy, first) &&
+                   (kDraws || is_aligned<Layout::kGroup>(given, first)) &&
+                   (kWritesNoise == 0 || is_aligned<Layout::kGroup>(copy, first));
         }
-        __device__ void seek(int64_t first) {
-            x = x_row.moved(first);
-            noisy = noisy_row.moved(first);
-            if (kDraws) noise.seek(first);
-            if (!kDraws) given = given_row.moved(first);
-            if (kWritesNoise) copy = copy_row.moved(first);
+        __device__ void move(int64_t elements) {
+            x.move(elements);
+            noisy.move(elements);
+            if (kDraws) noise.move(elements);
+            if (!kDraws) given.move(elements);
+            if (kWritesNoise) copy.move(elements);
         }
         template <class At>
         __device__ __forceinline__ void operator()(At at) const {
+            constexpr int N = kElements<Layout, At>;
             float value[N], n[N];
             load<Cache::read_only>(x, at, value);
             if constexpr (kDraws) {
@@ -50,17 +52,18 @@ struct Sample : Arguments {
             store(noisy, at, value);
             if (kWritesNoise == 1 || (kWritesNoise == 2 && copy)) store(copy, at, n);
         }
+        __device__ void end_group() const {}
         __device__ void end_chunk(int64_t) const {}
         __device__ void end_row(int64_t) const {}
     };
 
     __device__ Body row(int64_t image, int64_t channel) const {
         Body body;
-        body.x_row = {x, image, channel};
-        body.noisy_row = {noisy, image, channel};
+        body.x = {x, image, channel};
+        body.noisy = {noisy, image, channel};
         if (kDraws) body.noise = {keys, image, channel, pixels};
-        if (!kDraws) body.given_row = {noise, image, channel};
-        if (kWritesNoise) body.copy_row = {noise_out, image, channel};
+        if (!kDraws) body.given = {noise, image, channel};
+        if (kWritesNoise) body.copy = {noise_out, image, channel};
         const Levels levels = levels_of(schedule, image);
         body.signal = levels.signal;
         body.level = levels.noise;

@@ -18,28 +18,30 @@ struct Arguments {
 
 template <class Layout, class Value, bool kStochastic>
 struct Quantize : Arguments {
+    static constexpr int kBlocks = kBlocksFor<Value>;
     static constexpr bool kAnyHead = !kStochastic;
-    static constexpr int N = Layout::kGroup;
 
     struct Body {
-        Row<Value> value_row, value;
-        Row<uint8_t> original_row, out_row, original, out;
+        Row<Value> value;
+        Row<uint8_t> original, out;
         Noise<Layout, Uniforms> noise;
         float lo, to_levels, levels;
         bool is_image;
 
         __device__ bool aligned(int64_t first) const {
-            return is_aligned<N>(value_row, first) && is_aligned<N>(original_row, first) &&
-                   is_aligned<N>(out_row, first);
+            return is_aligned<Layout::kGroup>(value, first) &&
+                   is_aligned<Layout::kGroup>(original, first) &&
+                   is_aligned<Layout::kGroup>(out, first);
         }
-        __device__ void seek(int64_t first) {
-            value = value_row.moved(first);
-            original = original_row.moved(first);
-            out = out_row.moved(first);
-            if (kStochastic) noise.seek(first);
+        __device__ void move(int64_t elements) {
+            value.move(elements);
+            original.move(elements);
+            out.move(elements);
+            if (kStochastic) noise.move(elements);
         }
         template <class At>
         __device__ __forceinline__ void operator()(At at) const {
+            constexpr int N = kElements<Layout, At>;
             float change[N], byte[N], u[N];
             load<Cache::read_only>(value, at, change);
             load<Cache::read_only>(original, at, byte);
@@ -58,15 +60,16 @@ struct Quantize : Arguments {
             }
             store(out, at, byte);
         }
+        __device__ void end_group() const {}
         __device__ void end_chunk(int64_t) const {}
         __device__ void end_row(int64_t) const {}
     };
 
     __device__ Body row(int64_t image, int64_t channel) const {
         Body body;
-        body.value_row = {value, image, channel};
-        body.original_row = {original, image, channel};
-        body.out_row = {out, image, channel};
+        body.value = {value, image, channel};
+        body.original = {original, image, channel};
+        body.out = {out, image, channel};
         if (kStochastic) body.noise = {keys, image, channel, pixels};
         body.is_image = is_image != 0;
         body.lo = body.is_image ? lo : 0.0f;

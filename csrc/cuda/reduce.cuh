@@ -6,7 +6,7 @@
 
 namespace udp {
 
-// The block's total, in every thread of warp 0's lane 0 only; all threads take part.
+// The total over the block, the same in every thread; all of them take part.
 __device__ inline double block_sum(double value) {
     constexpr int kWarps = kThreads / 32;
     __shared__ double warps[kWarps];
@@ -21,7 +21,7 @@ __device__ inline double block_sum(double value) {
     return value;
 }
 
-// Of the partial sums of one image, by a block; the same in all threads.
+// The sum of one image's partial sums, formed by a block.
 __device__ inline double sum_of_chunks(const double* partial, int64_t chunks, int64_t image) {
     double sum = 0.0;
     for (int64_t c = threadIdx.x; c < chunks; c += kThreads) sum += partial[image * chunks + c];
@@ -38,15 +38,19 @@ struct ExactSquares {
 // one float64 unit for 64 float32 ones. Residuals above 1e18 make it infinite.
 struct Squares {
     double total = 0.0;
+    float even = 0.0f, odd = 0.0f;  // of the group
+
     template <int N>
     __device__ __forceinline__ void add(const float (&a)[N]) {
-        float even = 0.0f, odd = 0.0f;
 #pragma unroll
         for (int k = 0; k < N; k += 2) {
             even = fma(a[k], a[k], even);
             odd = fma(a[k + 1], a[k + 1], odd);
         }
+    }
+    __device__ __forceinline__ void end_group() {
         total += static_cast<double>(even + odd);
+        even = odd = 0.0f;
     }
 };
 

@@ -19,6 +19,10 @@ template <bool kBytes>
 struct Any {};
 using AnyFloat = Any<false>;
 using AnyPixel = Any<true>;
+template <class T>
+constexpr bool is_any = false;
+template <bool kBytes>
+inline constexpr bool is_any<Any<kBytes>> = true;
 
 template <class T>
 constexpr DType kTypeOf = DType::uint8;
@@ -50,7 +54,7 @@ __device__ __forceinline__ void with_type(DType type, Body body) {
 
 // --- places --------------------------------------------------------------------------------------
 
-// `first`: in elements from where the rows were last moved to.
+// `first`: in elements from where the rows have been moved to.
 struct Full {
     uint32_t first;
 };
@@ -86,10 +90,8 @@ struct Row {
         : data(static_cast<T*>(t.data)), pixel(t.pixel) {
         if (data != nullptr) data += at_image * t.image + at_channel * t.channel;
     }
-    __device__ Row moved(int64_t elements) const {
-        Row row = *this;
-        if (data != nullptr) row.data = kept(row.data + elements);
-        return row;
+    __device__ void move(int64_t elements) {
+        if (data != nullptr) data = kept(data + elements);
     }
     __device__ explicit operator bool() const { return data != nullptr; }
     // body(a row of a known type)
@@ -110,10 +112,8 @@ struct Row<Any<kBytes>> {
         : data(static_cast<char*>(t.data)), type(t.type), pixel(t.pixel) {
         if (data != nullptr) data += (at_image * t.image + at_channel * t.channel) * size_of(type);
     }
-    __device__ Row moved(int64_t elements) const {
-        Row row = *this;
-        if (data != nullptr) row.data = kept(row.data + elements * size_of(type));
-        return row;
+    __device__ void move(int64_t elements) {
+        if (data != nullptr) data = kept(data + elements * size_of(type));
     }
     __device__ explicit operator bool() const { return data != nullptr; }
     template <class Body>

@@ -4,9 +4,10 @@
 // their order, always come out the same.
 //
 // A kernel is a Layout and an Op, and Op::row(image, channel) makes the body, with
-//   seek(first)      moves to that element of the row
-//   operator()(at)   does one group: Full, Part or Scattered
-//   aligned(first)   whether Full groups are possible from that element on
+//   aligned(first)   whether Full groups are possible from that element of the row on
+//   move(elements)   moves on by so many, a whole number of groups after the first time
+//   operator()(at)   does elements from there: Full, a whole group; Part or Scattered, a few of one
+//   end_group()      called after a group's last
 //   end_chunk(index), end_row(image)   called by all threads of the block together
 #pragma once
 
@@ -16,23 +17,32 @@
 namespace udp {
 
 constexpr int kThreads = 128;
-constexpr int kBlocks = 5;  // ptxas aims at so many on a multiprocessor; asked for more, it spills
+// How many blocks of a kernel ptxas makes fit on a multiprocessor: half of an A100's threads for
+// those of the common types. Asked for more of the others, whose code has a branch for each type,
+// it spills.
+template <class... Types>
+constexpr int kBlocksFor = (is_any<Types> || ...) ? 5 : 8;
 
 // N elements in memory order.
 template <int N>
 struct Flat {
-    static constexpr int kGroup = N, kChannels = 1;
+    static constexpr int kGroup = N, kPart = 4, kChannels = 1;
 };
 // Channels-last where noise, whose index is logical, has to follow the memory order: a group is
 // four pixels with all their channels, and draws one block for each channel.
 template <int C>
 struct Interleaved {
-    static constexpr int kGroup = 4 * C, kChannels = C;
+    static constexpr int kGroup = 4 * C, kPart = 4 * C, kChannels = C;
 };
 // Four pixels of a channel, wherever they lie.
 struct Strided {
-    static constexpr int kGroup = 4, kChannels = 1;
+    static constexpr int kGroup = 4, kPart = 4, kChannels = 1;
 };
+
+// Elements that a body does at once: few where they are moved one by one, since a branch for each
+// of many would cost registers in the whole kernel.
+template <class Layout, class At>
+constexpr int kElements = std::is_same<At, Full>::value ? Layout::kGroup : Layout::kPart;
 
 struct Walk {
     int64_t rows, elements;  // elements: of a row
@@ -52,32 +62,44 @@ __device__ __forceinline__ int64_t head_of(const Body& body, int64_t elements) {
 }
 
 // This thread's groups among the n elements, one run of memory, that the body was moved to.
-template <uint32_t kGroup, class Body>
+template <class Layout, class Body>
 __device__ __forceinline__ void for_groups_of_chunk(Body& body, uint32_t n, bool wide) {
-    constexpr uint32_t kStep = kThreads * kGroup;
+    constexpr uint32_t kGroup = Layout::kGroup, kPart = Layout::kPart, kStep = kThreads * kGroup;
     uint32_t i = threadIdx.x * kGroup;
     if (wide) {
-        for (; i + kGroup <= n; i += kStep) body(Full{i});
+        const uint32_t whole = n - n % kGroup;
+        for (; i < whole; i += kStep) {
+            body(Full{i});
+            body.end_group();
+        }
     }
-    for (; i < n; i += kStep) body(Part{i, static_cast<int>(n - i < kGroup ? n - i : kGroup)});
+    for (; i < n; i += kStep) {
+        const uint32_t end = n - i < kGroup ? n : i + kGroup;
+#pragma unroll 1
+        for (uint32_t k = i; k < end; k += kPart) {
+            body(Part{k, static_cast<int>(end - k < kPart ? end - k : kPart)});
+        }
+        body.end_group();
+    }
 }
 
 template <class Layout, class Op>
-__global__ void __launch_bounds__(kThreads, kBlocks) for_groups(const Walk walk, const Op op) {
+__global__ void __launch_bounds__(kThreads, Op::kBlocks) for_groups(const Walk walk, const Op op) {
     constexpr uint32_t kGroup = Layout::kGroup;
     [[maybe_unused]] constexpr bool kAnyHead = Op::kAnyHead;
     for (int64_t r = blockIdx.y; r < walk.rows; r += gridDim.y) {
         const int64_t image = walk.channels == 1 ? r : r / walk.channels;
         auto body = op.row(image, r - image * walk.channels);
-        body.seek(0);
-        int64_t head = 0;
+        int64_t head = 0, position = 0;
         bool wide = false;
         if constexpr (!std::is_same<Layout, Strided>::value) {
             head = head_of<Layout, kAnyHead>(body, walk.elements);
             wide = head < walk.elements;
             if (!wide) head = 0;
-            if (head > 0 && blockIdx.x == 0 && threadIdx.x == 0) {
-                body(Part{0, static_cast<int>(head)});
+            const int64_t k = threadIdx.x * Layout::kPart;
+            if (blockIdx.x == 0 && k < head) {
+                body(Part{static_cast<uint32_t>(k),
+                          static_cast<int>(head - k < Layout::kPart ? head - k : Layout::kPart)});
             }
         }
         for (int64_t c = blockIdx.x; c < walk.chunks; c += gridDim.x) {
@@ -88,10 +110,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks) for_groups(const Walk walk,
             if constexpr (std::is_same<Layout, Strided>::value) {
                 for (uint32_t i = threadIdx.x * kGroup; i < n; i += kThreads * kGroup) {
                     body(Scattered{first + i, static_cast<int>(n - i < kGroup ? n - i : kGroup)});
+                    body.end_group();
                 }
             } else {
-                body.seek(first);
-                for_groups_of_chunk<kGroup>(body, n, wide);
+                body.move(first - position);
+                position = first;
+                for_groups_of_chunk<Layout>(body, n, wide);
             }
             body.end_chunk(r * walk.chunks + c);
         }

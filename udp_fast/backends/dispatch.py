@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from .registry import ORDER, Backend, backend
+from .registry import ORDER, Backend, backend, one_by_one
 
 logger = logging.getLogger("udp_fast.dispatch")
 
@@ -77,7 +77,7 @@ def refusal(op: str, args: tuple[Any, ...], headline: str) -> str:
     lines = [f"{op}: {headline}"]
     for candidate in candidates(op, args):
         lines.append(f"  {candidate.backend}: {'; '.join(candidate.reasons) or 'could serve it'}")
-    inputs = ", ".join(describe(a) for a in args if isinstance(a, torch.Tensor))
+    inputs = ", ".join(describe(a) for a in one_by_one(args) if isinstance(a, torch.Tensor))
     return "\n".join([*lines, f"  tensors: {inputs}"])
 
 
@@ -114,7 +114,7 @@ def _log(op: str, name: str, args: tuple[Any, ...]) -> None:
     if not logger.hasHandlers():
         logger.addHandler(logging.StreamHandler())
     logger.setLevel(logging.INFO)
-    first = next((a for a in args if isinstance(a, torch.Tensor)), None)
+    first = next((a for a in one_by_one(args) if isinstance(a, torch.Tensor)), None)
     logger.info("%s -> %s (%s)", op, name, describe(first))
 
 

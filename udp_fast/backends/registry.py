@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 #: Tried in this order; `reference` defines every op and takes every call the others decline.
-ORDER = ("cpu", "reference")
+ORDER = ("cuda", "cpu", "reference")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,15 @@ class Backend:
     not_supported_reasons: Callable[[str, tuple[Any, ...]], list[str]]
     status: Callable[[], str]
     missing: str = ""
+
+
+def one_by_one(args: tuple[Any, ...]) -> Iterator[Any]:
+    """An op's arguments, and in place of a list what is in it."""
+    for value in args:
+        if isinstance(value, (list, tuple)):
+            yield from value
+        else:
+            yield value
 
 
 @cache

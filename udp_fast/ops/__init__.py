@@ -8,6 +8,7 @@ from .denoising_loss import accumulate_timesteps_, denoising_loss
 from .image_scale import image_scale
 from .noise import Stream, image_id, noise_key
 from .pgd_step import FunctionalPGDStep, PGDStep, pgd_step, pgd_step_
+from .pgd_step_multi import PGDStepMulti, pgd_step_multi_
 from .q_sample import q_sample
 from .quantize import quantize
 
@@ -15,6 +16,7 @@ __all__ = [
     "Budget",
     "FunctionalPGDStep",
     "PGDStep",
+    "PGDStepMulti",
     "Stream",
     "accumulate_timesteps_",
     "denoising_loss",
@@ -23,6 +25,7 @@ __all__ = [
     "noise_key",
     "pgd_step",
     "pgd_step_",
+    "pgd_step_multi_",
     "q_sample",
     "quantize",
 ]

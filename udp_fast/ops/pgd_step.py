@@ -186,15 +186,7 @@ def pgd_step_(
         out_range,
         out_dtype,
     )
-    if torch.is_grad_enabled() and delta.requires_grad:
-        raise ValueError("pgd_step_: delta: requires grad; update it under torch.no_grad()")
-    if delta.numel() and any(
-        n > 1 and s == 0 for n, s in zip(delta.shape, delta.stride(), strict=True)
-    ):
-        raise ValueError(
-            "pgd_step_: delta: got an expanded tensor whose elements share memory; expected one"
-            " element a place (call .contiguous() first)"
-        )
+    check.check_updatable("pgd_step_", "delta", delta)
     if check.is_plain(delta, grad, x):
         return PGDStep(*dispatch.call("pgd_step_", *args))
     return PGDStep(*torch.ops.udp_fast.pgd_step_(*args))

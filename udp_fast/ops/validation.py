@@ -51,6 +51,19 @@ def check_batched(op: str, name: str, value: Any, dtypes: tuple[torch.dtype, ...
         raise ValueError(f"{op}: {name}: got a 0-dim tensor, expected [B, ...], one row an image")
 
 
+def check_updatable(op: str, name: str, value: Tensor) -> None:
+    """``value`` may be written to in place."""
+    if torch.is_grad_enabled() and value.requires_grad:
+        raise ValueError(f"{op}: {name}: requires grad; update it under torch.no_grad()")
+    if value.numel() and any(
+        n > 1 and s == 0 for n, s in zip(value.shape, value.stride(), strict=True)
+    ):
+        raise ValueError(
+            f"{op}: {name}: got an expanded tensor whose elements share memory; expected one element"
+            " a place (call .contiguous() first)"
+        )
+
+
 def check_choice(op: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{op}: {name}: got {value!r}, expected one of {', '.join(choices)}")

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..registry import Backend
+from ..registry import Backend, one_by_one
 from . import native
 from .denoising_loss import denoising_loss
 from .image_scale import image_scale
 from .pgd_step import pgd_step_
+from .pgd_step_multi import pgd_step_multi_
 from .q_sample import q_sample
 from .quantize import quantize
 
@@ -35,7 +36,7 @@ def _not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
     if native.MISSING:
         return [native.MISSING]
     device = None
-    for value in args:
+    for value in one_by_one(args):
         if type(value) is torch.dtype:
             if value not in native.DTYPES:
                 return [f"out_dtype {value} is not served, only float32, bfloat16 and float16"]
@@ -72,6 +73,7 @@ BACKEND = Backend(
         "denoising_loss": denoising_loss,
         "image_scale": image_scale,
         "pgd_step_": pgd_step_,
+        "pgd_step_multi_": pgd_step_multi_,
         "q_sample": q_sample,
         "quantize": quantize,
     },

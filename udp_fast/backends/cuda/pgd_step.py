@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -66,68 +64,3 @@ def pgd_step_(
         native.deliver(updated, delta)
         native.deliver(written, adv)
     return adv, skipped
-
-
-def pgd_step_multi_(
-    deltas: Sequence[Tensor],  # N perturbations of any sizes, one dtype; updated in place
-    grads: Sequence[Tensor],  # shaped like deltas
-    xs: Sequence[Tensor],  # the originals, shaped like deltas
-    alpha: Tensor,  # [] or [N]
-    eps: Tensor,  # [] or [N]
-    step: str,  # "sign" or "raw"
-    maximize: bool,
-    lo: float,
-    hi: float,
-    out_lo: float,
-    out_hi: float,
-    out_dtype: torch.dtype,
-) -> tuple[list[Tensor], Tensor]:
-    """`pgd_step_` on the linf ball over many images of different sizes, 64 in a launch.
-
-    Each image's tensors must be dense in the same memory order; one that differs is copied.
-    """
-    advs = [torch.empty_like(d, dtype=out_dtype) for d in deltas]
-    skipped = torch.zeros(len(deltas), dtype=torch.int64, device=deltas[0].device)
-    alive: list[Tensor] = []
-
-    def address(tensor: Tensor, like: Tensor) -> int:
-        if tensor.stride() != like.stride():
-            tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
-            alive.append(tensor)
-        return tensor.data_ptr()
-
-    # A delta with holes between its elements is worked on as a dense copy.
-    dense = [torch.empty_like(d).copy_(d) if not _is_dense(d) else d for d in deltas]
-    with native.stream_of(deltas[0]) as stream:
-        images = [
-            (d.data_ptr(), address(g, d), address(x, d), address(adv, d), d.numel())
-            for d, g, x, adv in zip(dense, grads, xs, advs, strict=True)
-        ]
-        types = tuple(native.DTYPES[v.dtype] for v in (dense[0], grads[0], xs[0], advs[0]))
-        native.module().pgd_step_multi(
-            images,
-            types,
-            native.per_image(alpha),
-            native.per_image(eps),
-            STEPS[step],
-            maximize,
-            lo,
-            hi,
-            out_lo,
-            out_hi,
-            skipped.data_ptr(),
-            stream,
-        )
-        for delta, updated in zip(deltas, dense, strict=True):
-            native.deliver(updated, delta)
-    return advs, skipped
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one run of memory, in some order of the dimensions."""
-    run = 1
-    for step, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1 and step != run:
-            return False
-        run *= size
-    return True

@@ -8,6 +8,7 @@ from ..registry import Backend
 from .denoising_loss import denoising_loss
 from .image_scale import image_scale
 from .pgd_step import pgd_step_
+from .pgd_step_multi import pgd_step_multi_
 from .q_sample import q_sample
 from .quantize import quantize
 
@@ -22,6 +23,7 @@ BACKEND = Backend(
         "denoising_loss": denoising_loss,
         "image_scale": image_scale,
         "pgd_step_": pgd_step_,
+        "pgd_step_multi_": pgd_step_multi_,
         "q_sample": q_sample,
         "quantize": quantize,
     },

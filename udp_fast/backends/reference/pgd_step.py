@@ -39,6 +39,7 @@ def pgd_step_(
     out_lo: float,
     out_hi: float,
     out_dtype: torch.dtype,
+    adv: Tensor | None = None,  # where to put it
 ) -> tuple[Tensor, Tensor]:
     f = compute_dtype(delta, grad, x)
     batch = delta.shape[0]
@@ -68,10 +69,11 @@ def pgd_step_(
     x = original_as_float(x, lo, hi, f)
     delta.copy_(_clamp(d, lo - x, hi - x))
 
-    adv = _clamp(x + delta.to(f), lo, hi)
+    image = _clamp(x + delta.to(f), lo, hi)
     scale = (out_hi - out_lo) / (hi - lo)
-    adv = adv * scale + (out_lo - lo * scale)
-    return torch.empty_like(delta, dtype=out_dtype).copy_(adv), skipped
+    image = image * scale + (out_lo - lo * scale)
+    adv = torch.empty_like(delta, dtype=out_dtype) if adv is None else adv
+    return adv.copy_(image), skipped
 
 
 def _clamp(v: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:

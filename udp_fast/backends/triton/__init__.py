@@ -1,0 +1,110 @@
+"""Triton kernels, for NVIDIA GPUs; with TRITON_INTERPRET=1, and slowly, for CPU tensors.
+
+Importing this package does not import Triton: the first call does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..registry import Backend
+
+OPS = ("denoising_loss", "image_scale", "pgd_step_", "q_sample", "quantize")
+
+#: Triton reads it when kernels are defined, that is once.
+INTERPRETS = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+OLDEST = (8, 0)  # compute capability: what the proof compiles for
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.bool)
+_SERVED = frozenset(_DTYPES) | {torch.int64}
+
+
+def _missing() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    if not INTERPRETS and (torch.version.cuda is None or not torch.cuda.is_available()):
+        return (
+            "no NVIDIA GPU found (TRITON_INTERPRET=1 interprets the kernels on the CPU, for tests)"
+        )
+    return ""
+
+
+@lru_cache(maxsize=64)
+def _too_old(device: torch.device) -> str:
+    found = torch.cuda.get_device_capability(device)
+    if found >= OLDEST:
+        return ""
+    needed = ".".join(map(str, OLDEST))
+    return f"{device} has compute capability {found[0]}.{found[1]}, the kernels need {needed}"
+
+
+def _not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
+    expected = "cpu" if INTERPRETS else "cuda"
+    device = None
+    for value in args:
+        if type(value) is torch.dtype:
+            if value not in _DTYPES:
+                return [f"out_dtype {value} is not served, only float32, bfloat16 and float16"]
+        elif isinstance(value, Tensor):
+            if value.dtype not in _SERVED:
+                return [f"{value.dtype} is not served, only float32, bfloat16 and float16"]
+            if value.is_cpu and value.dim() == 0:
+                continue  # a number for all images
+            if value.device.type != expected:
+                where = "interpreted on the CPU" if INTERPRETS else "run on a GPU"
+                return [f"a tensor is on {value.device}, the kernels are {where}"]
+            if device is not None and value.device != device:
+                return [f"tensors are on {device} and {value.device}, not on one GPU"]
+            device = value.device
+    too_old = _too_old(device) if device is not None and not INTERPRETS else ""
+    return [too_old] if too_old else []
+
+
+def _status() -> str:
+    missing = _missing()
+    if missing:
+        return missing
+    version = f"Triton {importlib.metadata.version('triton')}"
+    if INTERPRETS:
+        return f"{version}, interpreting on the CPU (TRITON_INTERPRET is set)"
+    gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    return "; ".join([version, *(reason for reason in map(_too_old, gpus) if reason)])
+
+
+def _first_call(op: str) -> Callable[..., Any]:
+    module = importlib.import_module(f"{__name__}.{op.rstrip('_')}")
+    function: Callable[..., Any] = getattr(module, op)
+    return function
+
+
+def _op(op: str) -> Callable[..., Any]:
+    found: list[Callable[..., Any]] = []
+
+    def call(*args: Any) -> Any:
+        if not found:
+            found.append(_first_call(op))
+        device = next((a.device for a in args if isinstance(a, Tensor) and a.is_cuda), None)
+        if device is None or device.index == torch.cuda.current_device():
+            return found[0](*args)
+        with torch.cuda.device(device):  # Triton launches on the current one
+            return found[0](*args)
+
+    return call
+
+
+BACKEND = Backend(
+    name="triton",
+    ops={op: _op(op) for op in OPS},
+    not_supported_reasons=_not_supported_reasons,
+    status=_status,
+    missing=_missing(),
+)

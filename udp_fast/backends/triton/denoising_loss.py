@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import sums
 from .floats import fma, narrow, widen
-from .launch import launch, launch_sums, width_of
+from .launch import float32, launch, launch_sums, width_of
 from .noise import GIVEN, NORMAL, draw_interleaved, draw_row
 from .philox import noise_key
 from .q_sample import levels
@@ -217,14 +217,14 @@ def denoising_loss(
     way = walk_of(pred.shape, read, draws)
     elements = pred.numel() // images
     factor = grad_scale * 2 / elements
-    high = float(torch.tensor(factor, dtype=torch.float32))
+    high = float32(factor)
     weight = None if weight is None else weight.contiguous()
     partials = pred.new_empty((way.programs,), dtype=torch.float64)
     loss = pred.new_empty((images,), dtype=torch.float32)
     launch(
         denoising_loss_kernel,
         way.programs,
-        8 if way.interleaved else width_of(pred, given, x),
+        8 if way.interleaved else width_of(pred),
         *(v for o in read for v in placed(way, o)),
         t,
         None if table is None else table.contiguous(),

@@ -8,8 +8,10 @@ their results are the CPU kernels' bits.
 import triton
 import triton.language as tl
 
+from . import INTERPRETS
+
 #: Triton's interpreter rounds an fma twice and truncates where it makes a bfloat16.
-INTERPRET = tl.constexpr(triton.knobs.runtime.interpret)
+INTERPRET = tl.constexpr(INTERPRETS)
 
 
 @triton.jit
@@ -53,3 +55,10 @@ def at_most(a, bound):
 @triton.jit
 def at_least(a, bound):
     return tl.where(a < bound, bound, a)
+
+
+@triton.jit
+def flip(a, sign):
+    """``a``, negated where the sign bit of the float32 ``sign`` is set."""
+    bits = tl.cast(a, tl.float32).to(tl.uint32, bitcast=True)
+    return (bits ^ (sign.to(tl.uint32, bitcast=True) & 0x80000000)).to(tl.float32, bitcast=True)

@@ -53,7 +53,7 @@ def image_scale(x: Tensor, scale: Tensor) -> Tensor:
     launch(
         image_scale_kernel,
         way.programs,
-        width_of(x),
+        width_of(out),
         *placed(way, from_x),
         *placed(way, to_out),
         *number(scale, x.device),

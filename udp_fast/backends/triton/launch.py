@@ -8,6 +8,7 @@ read once, at import.
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -16,11 +17,16 @@ import torch
 import triton
 from torch import Tensor
 
+from . import INTERPRETS
+
 #: (elements of a tile, warps): eight elements a thread, 16 bytes of a 16-bit dtype.
 DEFAULT = (1024, 4)
 CONFIGS = (DEFAULT, (512, 2), (2048, 8))
 
-AUTOTUNE = os.environ.get("UDP_FAST_TRITON_AUTOTUNE", "") == "1"
+_SETTING = os.environ.get("UDP_FAST_TRITON_AUTOTUNE", "")
+if _SETTING not in ("", "0", "1"):
+    raise ValueError(f"UDP_FAST_TRITON_AUTOTUNE: got {_SETTING!r}, expected 0 or 1")
+AUTOTUNE = _SETTING == "1" and not INTERPRETS
 
 
 class Launch(NamedTuple):
@@ -60,9 +66,18 @@ def traced() -> Iterator[None]:
         _tracing = before
 
 
-def width_of(*tensors: Tensor | None) -> int:
-    """Elements of a thread's vector access: eight, or four where all have 4 bytes."""
-    return 8 if any(t is not None and t.element_size() < 4 for t in tensors) else 4
+def width_of(*stored: Tensor) -> int:
+    """Elements of a thread: 16 bytes of the widest operand that is stored, and at most eight.
+
+    A wider thread would have to exchange elements with its neighbours before storing them.
+    """
+    return 4 if any(t.element_size() == 4 for t in stored) else 8
+
+
+def float32(value: float) -> float:
+    """``value`` rounded to float32."""
+    (rounded,) = struct.unpack("f", struct.pack("f", value))
+    return float(rounded)
 
 
 def number(value: Tensor, device: torch.device) -> tuple[float | Tensor, int | None]:
@@ -107,6 +122,8 @@ def _run(kernel: Any, programs: int, args: tuple[Any, ...], named: dict[str, Any
         _recorded.append(Launch(kernel, programs, arguments, named["num_warps"]))
         return
     if _tracing:
+        # Inductor compiles with its own options and has no place for this one.
+        named = {name: value for name, value in named.items() if name != "enable_fp_fusion"}
         kernel = torch.library.wrap_triton(kernel)
     kernel[(programs,)](*args, **named)
 

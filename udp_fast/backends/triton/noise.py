@@ -134,10 +134,8 @@ def draw_row(
     if DRAW == RUNS:
         block = (first // 4).to(tl.uint32) + (start // 4)
         return draw_run(block, key0, key1, draw, step, stream, KIND, GROUPS, WIDTH)
+    elif DRAW == SCATTERED:
+        index = first + start + lanes(GROUPS, WIDTH)
+        return draw_scattered(index, key0, key1, draw, step, stream, KIND)
     else:
-        if DRAW == SCATTERED:
-            return draw_scattered(
-                first + start + lanes(GROUPS, WIDTH), key0, key1, draw, step, stream, KIND
-            )
-        else:
-            return None
+        return None

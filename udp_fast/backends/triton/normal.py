@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .floats import fma
+from .floats import flip, fma
 
 
 @triton.jit
@@ -31,20 +31,20 @@ def minus_two_log(u):
 def normal_pair(a, b):
     """Two independent standard normals from two uint32 words."""
     u = ((a >> 9) | 0x3F800000).to(tl.float32, bitcast=True) - 0.999999940395355224609375
-    # The fast square root, one instruction: its relative error is 2^-23, and u = 0 does not occur.
+    # The fast square root, one instruction. Its relative error of 2^-23 is 7e-7 at the largest radius,
+    # 5.8, where the rest of the calculation errs by 3e-7; u = 0 and u = 1 do not occur.
     radius = tl.sqrt(minus_two_log(u))
-    rho = (radius.to(tl.uint32, bitcast=True) ^ (b & 0x80000000)).to(tl.float32, bitcast=True)
+    rho = flip(radius, b.to(tl.float32, bitcast=True))
 
     y = (((b >> 7) & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True) - 1.5
     z = y * y
     s = fma(z, -0.00460217698109, 0.0796802280623)
     s = fma(s, z, -0.645963478641)
     s = fma(s, z, 1.57079632197)
-    c = fma(z, -0.0204083524726, 0.253598644089)
-    c = fma(c, z, -1.23369701425)
-    c = fma(c, z, 0.999999972423)
+    c = fma(z, -0.0204262502975, 0.253606361919)
+    c = fma(c, z, -1.23369795397)
 
     sine = rho * (y * s)
-    cosine = rho * c
+    cosine = fma(rho * z, c, rho)
     swap = (b & 0x40000000) != 0
     return tl.where(swap, sine, cosine), tl.where(swap, cosine, sine)

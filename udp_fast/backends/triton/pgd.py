@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from .floats import at_least, at_most, fma
+from .floats import at_least, at_most, flip, fma
 
 LARGEST = tl.constexpr(3.40282346638528859811704183484516925e38)
 
@@ -24,10 +24,8 @@ def stepped(delta, gradient, size, SIGN: tl.constexpr):
     """delta + size * s(gradient); size = +-alpha * mask, over the norm for an l2 step."""
     g = finite_or_zero(gradient)
     if SIGN:
-        up = tl.where(g > 0.0, size, 0.0)
-        return delta + tl.where(g < 0.0, 0.0 - size, up)
-    else:
-        return fma(g, size, delta)
+        g = tl.where(g != 0.0, flip(1.0, g), 0.0)
+    return fma(g, size, delta)
 
 
 @triton.jit
@@ -48,8 +46,8 @@ def adversarial(x, delta, lo, hi):
 
 
 @triton.jit
-def to_out_range(value, lo, out_lo, out_hi, out_scale):
-    return at_most(fma(value - lo, out_scale, out_lo), out_hi)
+def to_out_range(value, scale, shift, out_lo, out_hi):
+    return at_most(at_least(value * scale + shift, out_lo), out_hi)
 
 
 @triton.jit
@@ -64,12 +62,11 @@ def bound_in(eps, dtype: tl.constexpr):
     """The largest value of ``dtype`` that is <= eps: rounding towards zero."""
     if dtype == tl.float32:
         return eps
+    elif dtype == tl.bfloat16:
+        bits = eps.to(tl.uint32, bitcast=True) & 0xFFFF0000
+        return bits.to(tl.float32, bitcast=True)
     else:
-        if dtype == tl.bfloat16:
-            bits = eps.to(tl.uint32, bitcast=True) & 0xFFFF0000
-            return bits.to(tl.float32, bitcast=True)
-        else:
-            nearest = eps.to(tl.float16)
-            below = (nearest.to(tl.int16, bitcast=True) - 1).to(tl.float16, bitcast=True)
-            bound = tl.where(nearest.to(tl.float32) > eps, below, nearest).to(tl.float32)
-            return tl.where(eps >= 65504.0, 65504.0, bound)
+        nearest = eps.to(tl.float16)
+        below = (nearest.to(tl.int16, bitcast=True) - 1).to(tl.float16, bitcast=True)
+        bound = tl.where(nearest.to(tl.float32) > eps, below, nearest).to(tl.float32)
+        return tl.where(eps >= 65504.0, 65504.0, bound)

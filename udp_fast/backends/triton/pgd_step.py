@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import sums
 from .floats import narrow, widen
-from .launch import launch, launch_sums, number, tunable, width_of
+from .launch import float32, launch, launch_sums, number, tunable, width_of
 from .pgd import (
     LARGEST,
     adversarial,
@@ -66,7 +66,7 @@ def step_size_kernel(
     length = tl.sqrt(sums.of_image(partials, image, count))
     size = per_image(alpha, alpha_stride, image)
     if not MAXIMIZE:
-        size = 0.0 - size
+        size = size * -1.0
     # Below the smallest normal float32 there is no direction to speak of.
     moves = length >= 1.1754943508222875e-38
     size = (size.to(tl.float64) / tl.where(moves, length, 1.0)).to(tl.float32)
@@ -79,7 +79,7 @@ def _size(alpha, alpha_stride, image, MAXIMIZE: tl.constexpr):
     if MAXIMIZE:
         return size
     else:
-        return 0.0 - size
+        return size * -1.0
 
 
 @triton.jit
@@ -157,8 +157,9 @@ def mask_offset(first, i, mask_pixel, MASK_EVERY: tl.constexpr):
     """Where the mask of elements first + i lies: one value for every MASK_EVERY of them."""
     if MASK_EVERY == 1:
         return first * mask_pixel + i * mask_pixel
-    else:
-        return (first + i) // MASK_EVERY * mask_pixel
+    else:  # a division in 64 bits once, in 32 bits for each element
+        rest = (first % MASK_EVERY).to(tl.int32)
+        return (first // MASK_EVERY) * mask_pixel + (rest + i) // MASK_EVERY * mask_pixel
 
 
 @tunable("delta")
@@ -194,7 +195,8 @@ def pgd_step_kernel(
     width,  # hi - lo
     out_lo,
     out_hi,
-    out_scale,
+    out_scale,  # out = out_scale * value + out_shift
+    out_shift,
     partials,  # *int32 [programs]: gradient elements that are not finite
     channels,
     pixels,
@@ -237,7 +239,7 @@ def pgd_step_kernel(
             tl.store(delta + i * delta_pixel, stored, mask=inside)
             y = adversarial(original, widen(stored), lo, hi)
             if MAPS:
-                y = to_out_range(y, lo, out_lo, out_hi, out_scale)
+                y = to_out_range(y, out_scale, out_shift, out_lo, out_hi)
             tl.store(adv + i * adv_pixel, narrow(y, adv.dtype.element_ty), mask=inside)
     tl.store(partials + tl.program_id(0), tl.sum(skipped))  # integers: in any order
 
@@ -326,10 +328,11 @@ def pgd_step_(
         launch_sums(ball_scale_kernel, images, squares, way.partials, limit, limit_stride, scale)
 
     counts = delta.new_empty((way.programs,), dtype=torch.int32)
+    out_scale = (out_hi - out_lo) / (hi - lo)
     launch(
         pgd_step_kernel,
         way.programs,
-        width_of(delta, grad, x, adv),
+        width_of(delta, adv),
         *placed(way, updated),
         *placed(way, from_grad),
         *placed(way, from_x),
@@ -345,7 +348,8 @@ def pgd_step_(
         hi - lo,
         out_lo,
         out_hi,
-        (out_hi - out_lo) / (hi - lo),
+        out_scale,
+        float32(out_lo - float32(float32(lo) * float32(out_scale))),
         counts,
         *rows,
         SIGN=step == "sign",

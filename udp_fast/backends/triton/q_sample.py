@@ -147,7 +147,7 @@ def q_sample(
     launch(
         q_sample_kernel,
         way.programs,
-        8 if way.interleaved else width_of(x, noise, x_t),
+        8 if way.interleaved else width_of(x_t),
         *placed(way, from_x),
         *placed(way, from_noise),
         *placed(way, to_out),

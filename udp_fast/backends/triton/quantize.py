@@ -156,7 +156,7 @@ def quantize(
     launch(
         quantize_kernel,
         way.programs,
-        8 if way.interleaved else width_of(value, original),
+        8 if way.interleaved else width_of(out),
         *(v for o in read for v in placed(way, o)),
         *number(eps, value.device),
         None if key is None else key.contiguous(),

@@ -46,7 +46,7 @@ SHAPES = {
     "rgb": (8, 3, 256, 256),  # so, with three channels
     "odd": (1, 3, 255, 255),  # one image of any size: vectors, up to its last few elements
     "ragged": (2, 3, 255, 255),  # several: rows begin anywhere, one element an access
-    "strided": (2, 6, 256, 256),  # channels last beside contiguous: one element an access
+    "strided": (2, 6, 256, 256),  # an operand in another order than the rest: one element an access
 }
 VECTORISED = ("dense", "huge", "latent", "rgb", "odd")
 
@@ -110,12 +110,25 @@ class Variant:
         return groups * (4 * channels or width) // (32 * self.warps)
 
     @property
+    def loaded(self) -> tuple[str, ...]:
+        """The streamed operands that are read."""
+        stored = set(self.stored) - _UPDATED
+        return tuple(name for name in self.streams if name not in stored)
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """Those that are written."""
+        return tuple(name for name in _STORED[self.kernel.__name__] if name in self.streams)
+
+    @property
     def bytes(self) -> int:
         """That an element costs at least, loads and stores."""
-        return sum(
-            size * (2 if (self.kernel.__name__, name) in _UPDATED else 1)
-            for name, size in self.streams.items()
-        )
+        return sum(self.streams[name] for name in (*self.loaded, *self.stored))
+
+    @property
+    def sums(self) -> bool:
+        """True where the threads of a program add something up, through shared memory."""
+        return "partials" in self.signature
 
     def access(self, operand: str) -> int:
         """Bytes that one access of a thread to a streamed operand should move."""
@@ -123,8 +136,17 @@ class Variant:
         return min(16, self.streams[operand] * run)
 
 
-#: Operands that are read and written.
-_UPDATED = {("pgd_step_kernel", "delta")}
+#: What each kernel that walks over images stores; `_UPDATED` is read before.
+_STORED = {
+    "denoising_loss_kernel": ("grad",),
+    "gradient_square_kernel": (),
+    "image_scale_kernel": ("out",),
+    "pgd_step_kernel": ("delta", "adv"),
+    "q_sample_kernel": ("out", "noise_out"),
+    "quantize_kernel": ("out",),
+    "stepped_square_kernel": (),
+}
+_UPDATED = {"delta"}
 _TYPES = {
     torch.float64: "*fp64",
     F32: "*fp32",
@@ -246,6 +268,7 @@ def _q_sample() -> Iterator[Case]:
             yield case(shape, NAMES[dtype], dtype, dtype)
         yield case("dense", f"noise-{NAMES[dtype]}", dtype, dtype, noise=image("dense", dtype))
     yield case("dense", "f32-to-bf16", F32, BF16)
+    yield case("dense", "bf16-to-f32", BF16, F32)
     yield case("dense", "flow-bf16", BF16, BF16, path="flow")
     yield case("dense", "noise-out-bf16", BF16, BF16, copy=True)
     for shape in ("huge", "odd", "ragged", "strided"):
@@ -254,6 +277,9 @@ def _q_sample() -> Iterator[Case]:
     yield case("ragged", "scattered-bf16", BF16, BF16)._replace(
         arguments=(mixed, *_timesteps("ragged"), None, _key("ragged"), "diffusion", False, BF16)
     )
+
+
+NEED_X = ("v_prediction", "sample", "flow")
 
 
 @cases(denoising_loss)
@@ -265,7 +291,7 @@ def _denoising_loss() -> Iterator[Case]:
         arguments = (
             image(shape, dtype),
             given if explicit else None,
-            image(shape, dtype) if target in ("v_prediction", "sample", "flow") else None,
+            image(shape, options.get("x", dtype)) if target in NEED_X else None,
             t,
             table,
             None if explicit else given,
@@ -284,6 +310,8 @@ def _denoising_loss() -> Iterator[Case]:
     for target in ("v_prediction", "sample", "flow"):
         yield case("dense", target, target, BF16)
     yield case("latent", "v_prediction", "v_prediction", BF16)
+    yield case("dense", "flow-x-f32", "flow", BF16, x=F32)
+    yield case("dense", "flow-x-bf16", "flow", F32, x=BF16)
     yield case("dense", "flow-noise", "flow", BF16, given=image("dense", BF16))
     yield case("dense", "epsilon-weighted", "epsilon", BF16, weight=_weights("dense"))
     yield case("dense", "epsilon-no-grad", "epsilon", BF16, with_grad=False)
@@ -340,6 +368,8 @@ def _pgd_step() -> Iterator[Case]:
         "bf16": (BF16, BF16, BF16, BF16),
         "f16": (F16, F16, F16, F16),
         "f32-u8": (F32, F32, U8, F32),
+        "f32-bf16": (F32, BF16, F32, F32),
+        "f32-bf16-u8": (F32, BF16, U8, BF16),
         "mixed": typical,
     }.items():
         yield case("dense", label, dtypes)
@@ -347,6 +377,11 @@ def _pgd_step() -> Iterator[Case]:
     for dtype in (U8, F32):
         mask = torch.empty((b, 1, h, w), dtype=dtype, device="meta")
         yield case("dense", f"mask-{NAMES[dtype]}", typical, mask=mask)
+    last = [image("strided", dtype) for dtype in typical[:3]]  # a value for six channels
+    plane = torch.empty((2, 1, 256, 256), dtype=U8, device="meta")
+    budget = (torch.tensor(1 / 255), torch.tensor(8 / 255))
+    arguments = (*last, *budget, plane, "sign", "linf", True, 0.0, 1.0, 0.0, 1.0, BF16)
+    yield Case("strided", "mask-channels-last", arguments)
     yield case("dense", "mapped", typical, out_range=(-1.0, 1.0))
     yield case("dense", "descend", typical, maximize=False)
     yield case("dense", "budgets", typical, budget=(_weights("dense"), _weights("dense")))

@@ -1,0 +1,282 @@
+"""Interpreted kernels against the CPU backend: bit for bit, but for drawn normals and sums.
+
+Where the CPU kernels are not built the reference is the twin, and bits become tolerances.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import zlib
+
+import pytest
+import torch
+from cases import BF16, F16, F32, FLOATS, LAYOUTS, floats, images, same_bits
+from torch import Tensor
+
+from udp_fast.backends.registry import backend
+from udp_fast.backends.triton import BACKEND
+from udp_fast.ops import noise_key
+
+TWIN = backend("reference" if backend("cpu").missing else "cpu")
+TABLE = torch.linspace(0.999, 0.0, 50)
+RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
+
+#: Ways through the kernels: rows and tails, three and four channels last, many channels, two
+#: images of odd size, no channels, five dimensions.
+SHAPES = [
+    (2, 3, 4, 8),
+    (2, 4, 6, 6),
+    (1, 8, 2, 6),
+    (2, 3, 5, 7),
+    (2, 5, 4, 4),
+    (2, 37),
+    (1, 2, 3, 5, 4),
+]
+
+
+def rotate(*choices):
+    """Endless combinations of the choices, each list at its own pace."""
+    pools = [itertools.cycle(c) for c in choices]
+    steps = [1, 2, 3, 5, 7, 11, 13]
+    while True:
+        yield tuple(
+            next(itertools.islice(pool, step - 1, None))
+            for pool, step in zip(pools, steps, strict=False)
+        )
+
+
+def both(op: str, *args, copied: int | None = None):
+    """(interpreted, twin) results; argument ``copied`` is updated in place and comes first."""
+    results = []
+    for ops in (BACKEND.ops, TWIN.ops):
+        mine = [a.clone() if i == copied else a for i, a in enumerate(args)]
+        out = ops[op](*mine)
+        out = out if isinstance(out, tuple) else (out,)
+        results.append(out if copied is None else (mine[copied], *out))
+    return results
+
+
+def agree(got: Tensor, want: Tensor, tolerance: float = 0.0) -> None:
+    """Equal bits; or within a tolerance, of which 16-bit dtypes get one rounding more."""
+    assert got.dtype == want.dtype
+    assert got.shape == want.shape
+    assert got.stride() == want.stride() or not got.numel()
+    if TWIN.name == "reference" and tolerance == 0:
+        tolerance = 1e-6
+    if tolerance == 0:
+        assert same_bits(got, want), (got.double() - want.double()).abs().max()
+        return
+    rounding = torch.finfo(want.dtype).eps if want.is_floating_point() else 0.0
+    torch.testing.assert_close(
+        got.double(), want.double(), rtol=rounding + tolerance, atol=tolerance, equal_nan=True
+    )
+
+
+def pgd_arguments(shape, seed, dtypes, layouts, step, norm, mask, range, out_range, per_image):
+    lo, hi = range
+    layout = "contiguous" if layouts[0] == "expanded" else layouts[0]
+    delta = floats(shape, seed, dtypes[0], layout, scale=0.02 * (hi - lo))
+    grad = floats(shape, seed + 1, dtypes[1], layouts[1], 1e-3, extremes=True)
+    x = images(shape, seed + 2, dtypes[2], layouts[2], lo, hi)
+    alpha, eps = torch.tensor(0.01 * (hi - lo)), torch.tensor(8 / 255 * (hi - lo))
+    if per_image:
+        alpha, eps = alpha * torch.linspace(1, 2, shape[0]), eps / torch.linspace(1, 2, shape[0])
+    if mask is not None:
+        plane = tuple(1 if i == 1 and len(shape) > 2 else n for i, n in enumerate(shape))
+        mask = (floats(plane, seed + 3) > 0).to(mask)
+        mask = mask * 0.5 if mask.dtype == F32 else mask
+    bounds = (lo, hi, *out_range)
+    return (delta, grad, x, alpha, eps, mask, step, norm, seed % 2 == 0, *bounds, dtypes[3])
+
+
+def check_pgd(arguments):
+    got, want = both("pgd_step_", *arguments, copied=0)
+    for a, b in zip(got, want, strict=True):
+        agree(a, b)
+
+
+pgd_options = rotate(
+    SHAPES,
+    ["sign", "l2", "raw"],
+    ["linf", "linf", "l2"],
+    [None, torch.bool, torch.uint8, F32],
+    RANGES,
+    RANGES,
+    [False, True],
+)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("x_dtype", [*FLOATS, torch.uint8])
+@pytest.mark.parametrize("delta_dtype", FLOATS)
+def test_pgd_step(delta_dtype, x_dtype, layout):
+    shape, step, norm, mask, lo_hi, out_range, per_image = next(pgd_options)
+    seed = zlib.crc32(f"{delta_dtype} {x_dtype} {layout}".encode()) % 1000
+    dtypes = (delta_dtype, FLOATS[seed % 3], x_dtype, FLOATS[seed % 7 % 3])
+    layouts = (layout, LAYOUTS[seed % 5], layout)
+    check_pgd(
+        pgd_arguments(shape, seed, dtypes, layouts, step, norm, mask, lo_hi, out_range, per_image)
+    )
+
+
+@pytest.mark.parametrize("mask", [None, torch.bool, torch.uint8, F32], ids=str)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("step", ["sign", "l2", "raw"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_pgd_step_options(step, norm, mask, layout):
+    dtypes, layouts = (F16, BF16, torch.uint8, BF16), (layout,) * 3
+    options = (step, norm, mask, (0.0, 1.0), (-1.0, 1.0), False)
+    check_pgd(pgd_arguments((2, 3, 4, 8), 5, dtypes, layouts, *options))
+
+
+@pytest.mark.parametrize("x_dtype", [F32, torch.uint8], ids=str)
+@pytest.mark.parametrize("out_range", RANGES, ids=str)
+@pytest.mark.parametrize("lo_hi", RANGES, ids=str)
+def test_pgd_step_ranges(lo_hi, out_range, x_dtype):
+    options = ("sign", "linf", None, lo_hi, out_range, False)
+    arguments = pgd_arguments((2, 700), 8, (F32, F32, x_dtype, F32), ("contiguous",) * 3, *options)
+    check_pgd(arguments)
+    delta, grad, *rest = arguments
+    zeros = torch.zeros_like(delta)
+    check_pgd((zeros, -zeros, *rest))  # the signs of zeros
+    check_pgd((-zeros, zeros, *rest))
+
+
+def test_pgd_step_over_several_chunks():
+    options = ("l2", "l2", torch.bool, (0.0, 1.0), (0.0, 1.0), True)
+    layouts = ("contiguous", "channels_last", "contiguous")
+    check_pgd(pgd_arguments((2, 3, 60, 70), 6, (F32,) * 4, layouts, *options))
+
+
+quantize_options = rotate(SHAPES, RANGES, [False, True])
+
+
+@pytest.mark.parametrize("drawn", [False, True], ids=["nearest", "random"])
+@pytest.mark.parametrize("kind", ["delta", "image"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_quantize(dtype, layout, kind, drawn):
+    shape, (lo, hi), per_image = next(quantize_options)
+    original = images(shape, 1, torch.uint8, layout)
+    value = floats(shape, 2, dtype, layout, 0.05 * (hi - lo), extremes=True)
+    if kind == "image":
+        value = (value.float() + original / 255 * (hi - lo) + lo).to(dtype)
+    eps = torch.linspace(4 / 255, 9 / 255, shape[0]) if per_image else torch.tensor(8 / 255)
+    key = noise_key(3, range(shape[0])) if drawn else None
+    (got,), (want,) = both("quantize", value, original, eps, key, kind, lo, hi)
+    if TWIN.name == "reference":
+        assert ((got.int() - want.int()).abs() <= 1).all()
+    else:
+        agree(got, want)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_image_scale(dtype, layout):
+    x = floats((2, 3, 5, 7), 1, dtype, layout, extremes=True)
+    for scale in (torch.tensor([0.3, 2.0]), torch.tensor(0.7)):
+        (got,), (want,) = both("image_scale", x.nan_to_num(), scale)
+        agree(got, want)
+
+
+sample_options = rotate(SHAPES, FLOATS, ["diffusion", "flow"], [True, False])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("drawn", [True, False], ids=["drawn", "given"])
+def test_q_sample(drawn, dtype, layout):
+    for _ in range(3):
+        shape, out_dtype, path, copy = next(sample_options)
+        x = floats(shape, 1, dtype, layout)
+        t = torch.arange(shape[0]) * 17 + 3
+        noise = None if drawn else floats(shape, 2, out_dtype, "contiguous")
+        key = noise_key(1 << 70, range(shape[0]), draw=2, step=2**32 - 1) if drawn else None
+        got, want = both("q_sample", x, t, TABLE, noise, key, path, copy, out_dtype)
+        for a, b in zip(got, want, strict=True):
+            agree(a, b, 2e-6 if drawn else 0.0)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(1, 3, 56, 64), (1, 4, 48, 56), (1, 3, 51, 61)], ids=str)
+def test_normals_over_several_chunks(shape, layout):
+    x, t = floats(shape, 1, F32, layout), torch.tensor([4])
+    arguments = (x, t, TABLE, None, noise_key(9, [1]), "diffusion", True, F32)
+    (_, got), (_, want) = both("q_sample", *arguments)
+    exact = backend("reference").ops["q_sample"](x.double(), *arguments[1:-1], torch.float64)[1]
+    assert (got.double() - exact).abs().max() <= 1e-6
+    agree(got, want, 1e-6)
+
+
+loss_options = rotate(SHAPES, FLOATS, [True, False], [True, False], [True, False])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("target", ["explicit", "epsilon", "v_prediction", "sample", "flow"])
+def test_denoising_loss(target, dtype, layout):
+    shape, other_dtype, drawn, weighted, with_grad = next(loss_options)
+    other = floats(shape, 2, other_dtype, layout)
+    noise = key = None
+    if target not in ("explicit", "sample"):
+        noise = None if drawn else floats(shape, 3, other_dtype, "contiguous")
+        key = noise_key(7, range(shape[0]), step=3) if drawn else None
+    t = torch.arange(shape[0]) * 17 + 3 if target == "v_prediction" else None
+    (loss, grad), (expected, expected_grad) = both(
+        "denoising_loss",
+        floats(shape, 1, dtype, layout),
+        other if target == "explicit" else None,
+        other if target in ("v_prediction", "sample", "flow") else None,
+        t,
+        None if t is None else TABLE,
+        noise,
+        key,
+        torch.linspace(0.5, 1.5, shape[0]) if weighted else None,
+        "epsilon" if target == "explicit" else target,
+        with_grad,
+        0.3,
+    )
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    agree(grad, expected_grad, 1e-6 if key is not None else 0.0)
+
+
+def test_sums_of_extremes_and_poison():
+    pred = torch.tensor([[1e-30, 0.0], [3e18, 1.0], [math.inf, 0.0], [math.nan, 1.0]])
+    pred = torch.cat([pred, pred.new_zeros(4, 20)], 1)
+    arguments = (pred, torch.zeros_like(pred), *[None] * 6, "epsilon", False, 1.0)
+    (loss, _), (expected, _) = both("denoising_loss", *arguments)
+    torch.testing.assert_close(loss[1:], expected[1:], rtol=1e-6, atol=0, equal_nan=True)
+    assert loss[0] == 0
+
+
+def test_rows_do_not_depend_on_the_batch():
+    pred, key = floats((3, 3, 5, 7), 1), noise_key(1, range(3))
+
+    def run(rows):
+        return BACKEND.ops["denoising_loss"](
+            pred[rows], *[None] * 5, key[rows], None, "epsilon", True, 1.0
+        )
+
+    loss, grad = run(slice(None))
+    for b in range(3):
+        alone, alone_grad = run(slice(b, b + 1))
+        assert same_bits(alone, loss[b : b + 1])
+        assert same_bits(alone_grad, grad[b : b + 1])
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4), (1, 1)], ids=str)
+def test_empty_and_single(shape):
+    x, t = floats(shape, 1), torch.zeros(shape[0], dtype=torch.int64)
+    key = noise_key(0, range(shape[0]))
+    got, want = both("q_sample", x, t, TABLE, None, key, "flow", True, F32)
+    agree(got[0], want[0], 2e-6)
+    check_pgd(
+        pgd_arguments(
+            shape, 2, (F32,) * 4, ("contiguous",) * 3, "sign", "l2", None, *RANGES[:2], False
+        )
+    )
+    (loss, _), (expected, _) = both(
+        "denoising_loss", x, None, *[None] * 4, key, None, "epsilon", True, 1.0
+    )
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
