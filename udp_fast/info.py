@@ -18,6 +18,8 @@ _VARIABLES = (
     "UDP_FAST_STRICT",
     "UDP_FAST_LOG_DISPATCH",
     "UDP_FAST_CPU_ISA",
+    "UDP_FAST_TRITON_AUTOTUNE",
+    "TRITON_INTERPRET",
     # Of a build; shown because the next one would see them.
     "UDP_NO_NATIVE",
     "UDP_NO_CUDA",

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 #: Tried in this order; `reference` defines every op and takes every call the others decline.
-ORDER = ("cuda", "cpu", "reference")
+ORDER = ("cuda", "triton", "cpu", "reference")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 The formulas in code are in `udp_fast.backends.reference`, one file of the same name each.
 """
 
+from ..backends import trace
 from .budget import Budget
 from .denoising_loss import accumulate_timesteps_, denoising_loss
 from .image_scale import image_scale
@@ -11,6 +12,8 @@ from .pgd_step import FunctionalPGDStep, PGDStep, pgd_step, pgd_step_
 from .pgd_step_multi import PGDStepMulti, pgd_step_multi_
 from .q_sample import q_sample
 from .quantize import quantize
+
+trace.install()
 
 __all__ = [
     "Budget",

@@ -1,5 +1,8 @@
 """Triton kernels, for NVIDIA GPUs; with TRITON_INTERPRET=1, and slowly, for CPU tensors.
 
+Interpreted kernels are for tests. Somebody who set TRITON_INTERPRET for kernels of their own must not
+find ours a thousand times slower, so they serve only where UDP_FAST_BACKEND=triton asks for them.
+
 Importing this package does not import Triton: the first call does.
 """
 
@@ -33,7 +36,8 @@ def _missing() -> str:
         return "Triton is not installed (pip install triton)"
     if not INTERPRETS and (torch.version.cuda is None or not torch.cuda.is_available()):
         return (
-            "no NVIDIA GPU found (TRITON_INTERPRET=1 interprets the kernels on the CPU, for tests)"
+            "no NVIDIA GPU found (with TRITON_INTERPRET=1 and UDP_FAST_BACKEND=triton the kernels"
+            " are interpreted on the CPU, for tests)"
         )
     return ""
 
@@ -48,6 +52,8 @@ def _too_old(device: torch.device) -> str:
 
 
 def _not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
+    if INTERPRETS and os.environ.get("UDP_FAST_BACKEND") != "triton":
+        return ["kernels are interpreted, for tests: only UDP_FAST_BACKEND=triton asks for that"]
     expected = "cpu" if INTERPRETS else "cuda"
     device = None
     for value in args:
@@ -75,7 +81,7 @@ def _status() -> str:
         return missing
     version = f"Triton {importlib.metadata.version('triton')}"
     if INTERPRETS:
-        return f"{version}, interpreting on the CPU (TRITON_INTERPRET is set)"
+        return f"{version}, interpreting on the CPU where UDP_FAST_BACKEND=triton asks for it"
     gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
     return "; ".join([version, *(reason for reason in map(_too_old, gpus) if reason)])
 

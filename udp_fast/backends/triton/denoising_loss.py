@@ -226,7 +226,7 @@ def denoising_loss(
         way.programs,
         8 if way.interleaved else width_of(pred),
         *(v for o in read for v in placed(way, o)),
-        t,
+        None if t is None else t.contiguous(),
         None if table is None else table.contiguous(),
         None if key is None else key.contiguous(),
         weight,

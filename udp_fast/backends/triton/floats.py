@@ -26,6 +26,20 @@ def fma(a, b, c):
 
 
 @triton.jit
+def product(a, b):
+    """a * b of float32 blocks, rounded even where a sum follows.
+
+    torch.compile builds kernels by its own options, with contraction: it would make them an fma.
+    """
+    if INTERPRET:
+        return a * b
+    else:
+        return tl.inline_asm_elementwise(
+            "mul.rn.f32 $0, $1, $2;", "=f,f,f", [a, b], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
 def widen(a):
     """A loaded value as float32."""
     if INTERPRET and a.dtype == tl.bfloat16:

@@ -102,7 +102,7 @@ def tunable(*updated: str) -> Any:
 
 def launch(kernel: Any, programs: int, width: int, *args: Any, **constants: Any) -> None:
     """Runs ``programs`` programs of a kernel that walks over images, on its tensors' device."""
-    if AUTOTUNE and kernel in _tunable and _recorded is None:
+    if AUTOTUNE and kernel in _tunable and _recorded is None and not _tracing:
         _run(_autotuner(kernel, width), programs, args, constants)
     else:
         elements, warps = DEFAULT

@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from .floats import at_least, at_most, flip, fma
+from .floats import at_least, at_most, flip, fma, product
 
 LARGEST = tl.constexpr(3.40282346638528859811704183484516925e38)
 
@@ -47,7 +47,7 @@ def adversarial(x, delta, lo, hi):
 
 @triton.jit
 def to_out_range(value, scale, shift, out_lo, out_hi):
-    return at_most(at_least(value * scale + shift, out_lo), out_hi)
+    return at_most(at_least(product(value, scale) + shift, out_lo), out_hi)
 
 
 @triton.jit

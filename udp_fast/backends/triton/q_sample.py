@@ -152,7 +152,7 @@ def q_sample(
         *placed(way, from_noise),
         *placed(way, to_out),
         None if to_noise is None else to_noise.tensor,
-        t,
+        t.contiguous(),
         table.contiguous(),
         None if key is None else key.contiguous(),
         way.channels,

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .floats import at_least, at_most, widen
+from .floats import at_least, at_most, product, widen
 from .launch import launch, number, tunable, width_of
 from .noise import GIVEN, UNIFORM, draw_interleaved, draw_row
 from .philox import noise_key
@@ -42,7 +42,7 @@ def _tile(value, original, out, inside, u, levels, lo, to_levels, IS_IMAGE: tl.c
     byte = tl.load(original, mask=inside).to(tl.float32)
     change = widen(tl.load(value, mask=inside))
     if IS_IMAGE:
-        change = (change - lo) * to_levels - byte
+        change = product(change - lo, to_levels) - byte
     else:
         change = change * to_levels
     change = tl.where(change == change, change, 0.0)  # a NaN changes nothing
