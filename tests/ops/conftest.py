@@ -17,10 +17,10 @@ def backend_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     name: str = request.param
     if backend(name).missing:
         pytest.skip(f"{name}: {backend(name).missing}")
+    monkeypatch.setenv("UDP_FAST_BACKEND", name)
     declined = backend(name).not_supported_reasons("image_scale", (torch.ones(1, 1), torch.ones(1)))
     if declined:  # the tests make their tensors in the processor's memory
         pytest.skip(f"{name}: {declined[0]}")
-    monkeypatch.setenv("UDP_FAST_BACKEND", name)
     return name
 
 

@@ -17,7 +17,7 @@ DOCUMENTS = (
     "examples/photos/README.md",
 )
 # Read by our code, owned and documented by others.
-FOREIGN_VARIABLES = {"ARCHFLAGS", "TRITON_INTERPRET"}
+FOREIGN_VARIABLES = {"ARCHFLAGS"}
 
 
 def sources(root: Path) -> Iterator[Path]:

@@ -65,6 +65,10 @@ def candidates(op: str, args: tuple[Any, ...]) -> list[Candidate]:
     return [Candidate(name, tuple(_reasons(backend(name), op, args))) for name in ORDER]
 
 
+#: Tensors that a refusal names; of a list of many images the first ones say enough.
+_NAMED = 12
+
+
 def describe(value: Any) -> str:
     """One argument as it reads in an error message: a tensor by dtype, shape and device."""
     if isinstance(value, torch.Tensor):
@@ -77,7 +81,10 @@ def refusal(op: str, args: tuple[Any, ...], headline: str) -> str:
     lines = [f"{op}: {headline}"]
     for candidate in candidates(op, args):
         lines.append(f"  {candidate.backend}: {'; '.join(candidate.reasons) or 'could serve it'}")
-    inputs = ", ".join(describe(a) for a in one_by_one(args) if isinstance(a, torch.Tensor))
+    tensors = [a for a in one_by_one(args) if isinstance(a, torch.Tensor)]
+    inputs = ", ".join(map(describe, tensors[:_NAMED]))
+    if len(tensors) > _NAMED:
+        inputs += f" and {len(tensors) - _NAMED} more"
     return "\n".join([*lines, f"  tensors: {inputs}"])
 
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..registry import Backend
+from ..registry import Backend, one_by_one
 
-OPS = ("denoising_loss", "image_scale", "pgd_step_", "q_sample", "quantize")
+OPS = ("denoising_loss", "image_scale", "pgd_step_", "pgd_step_multi_", "q_sample", "quantize")
 
 #: Triton reads it when kernels are defined, that is once.
 INTERPRETS = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
@@ -56,7 +56,7 @@ def _not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
         return ["kernels are interpreted, for tests: only UDP_FAST_BACKEND=triton asks for that"]
     expected = "cpu" if INTERPRETS else "cuda"
     device = None
-    for value in args:
+    for value in one_by_one(args):
         if type(value) is torch.dtype:
             if value not in _DTYPES:
                 return [f"out_dtype {value} is not served, only float32, bfloat16 and float16"]
@@ -98,7 +98,9 @@ def _op(op: str) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
         if not found:
             found.append(_first_call(op))
-        device = next((a.device for a in args if isinstance(a, Tensor) and a.is_cuda), None)
+        device = next(
+            (a.device for a in one_by_one(args) if isinstance(a, Tensor) and a.is_cuda), None
+        )
         if device is None or device.index == torch.cuda.current_device():
             return found[0](*args)
         with torch.cuda.device(device):  # Triton launches on the current one

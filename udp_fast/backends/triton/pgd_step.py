@@ -286,8 +286,9 @@ def pgd_step_(
     out_lo: float,
     out_hi: float,
     out_dtype: torch.dtype,
+    adv: Tensor | None = None,  # where to put it
 ) -> tuple[Tensor, Tensor]:
-    adv = torch.empty_like(delta, dtype=out_dtype)
+    adv = torch.empty_like(delta, dtype=out_dtype) if adv is None else adv
     images = delta.shape[0]
     if delta.numel() == 0:
         return adv, delta.new_zeros((images,), dtype=torch.int64)
