@@ -40,6 +40,13 @@ def test_importing_needs_only_torch_and_numpy(module: str) -> None:
     assert extra == {"udp_fast"}
 
 
+def test_a_call_on_the_cpu_and_the_report_import_no_triton() -> None:
+    call = "udp_fast.ops.image_scale(torch.ones(1, 4), torch.ones(1)); udp_fast.info.report()"
+    loaded = loaded_by(f"import torch, udp_fast.info, udp_fast.ops; {call}")
+    assert "udp_fast" in loaded
+    assert "triton" not in loaded
+
+
 def test_the_lazy_attributes_exist() -> None:
     import udp_fast
 

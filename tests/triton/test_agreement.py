@@ -329,7 +329,7 @@ def test_what_autotuning_picks_makes_no_difference(best, monkeypatch):
         tried.append(launch.CONFIGS[len(tried)])
         return [0.0 if tried[-1] == best else 1.0] * len(quantiles)
 
-    x, original = floats((1, 3, 37, 41), 1), images((1, 3, 37, 41), 2, torch.uint8)
+    x, original = floats((1, 3, 29, 31), 1), images((1, 3, 29, 31), 2, torch.uint8)
     step = (torch.tensor(0.01), torch.tensor(0.05), None, "sign", "linf", True, 0.0, 1.0, -1.0, 1.0)
     monkeypatch.setattr(launch, "AUTOTUNE", True)
     monkeypatch.setattr(launch, "_tuned", {})
