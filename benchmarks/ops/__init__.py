@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..measure import Case
-from . import denoising_loss, pgd_step, q_sample, quantize
+from . import denoising_loss, pgd_step, pgd_step_multi, q_sample, quantize
 
 
 def cases() -> Iterator[Case]:
     """All of them; each builds its tensors when its turn comes."""
-    for module in (pgd_step, q_sample, denoising_loss, quantize):
+    for module in (pgd_step, pgd_step_multi, q_sample, denoising_loss, quantize):
         yield from module.cases()
