@@ -29,7 +29,7 @@ struct Arguments {
 
 template <class Layout, class D, class X, class G, bool kMasked>
 struct PgdStep : Arguments {
-    static constexpr int kBlocks = kBlocksFor<D, X, G>;
+    static constexpr int kBlocks = kMasked ? 4 : kBlocksFor<D, X, G>;  // one type more to branch on
     static constexpr bool kAnyHead = true;
 
     __device__ auto row(int64_t image, int64_t channel) const {

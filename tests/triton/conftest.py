@@ -11,4 +11,4 @@ collect_ignore = []
 if os.environ.get("TRITON_INTERPRET") != "1":
     collect_ignore.append("interpreted")
 if importlib.util.find_spec("triton") is None:
-    collect_ignore += ["test_compiled.py", "test_traced.py", "interpreted"]
+    collect_ignore += ["test_traced.py", "interpreted"]
