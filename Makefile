@@ -24,10 +24,10 @@ CPP    := $(filter %.h %.hpp %.cpp %.cu %.cuh,$(shell find csrc -type f))
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench prove gpu-check clean
 
 help:  ## what each target does
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 18
 
 demo: $(VENV)/.app  ## install, protect the four photographs into demo/, with summary and picture
 	@mkdir -p demo
@@ -51,8 +51,14 @@ format: $(VENV)/.test  ## rewrite the sources as lint wants them
 bench: $(VENV)/.bench  ## time the ops, print the table, write docs/performance.md
 	$(BIN)/python -m benchmarks --write docs/performance.md
 
+prove: $(VENV)/.test  ## compile every GPU kernel, inspect the machine code, write docs/kernel-proof.md; no GPU needed
+	$(BIN)/python -m benchmarks.proof --write docs/kernel-proof.md
+
+gpu-check: $(VENV)/.gpu  ## on a machine with a GPU: its tests and times, into gpu-report/
+	$(BIN)/python -m benchmarks.gpu_check
+
 clean:  ## remove the environment and everything built or written by these targets
-	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) demo gpu-report .proof-cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find udp_fast \( -name '*.so' -o -name __pycache__ \) -prune -exec rm -rf {} +
 
 $(VENV)/.torch:
@@ -68,4 +74,9 @@ $(VENV)/.app: $(VENV)/.torch $(BUILD)
 
 $(VENV)/.test $(VENV)/.bench: $(VENV)/.%: $(VENV)/.torch $(BUILD)
 	$(PIP) install --editable '.[$*]'
+	@touch $@ $(VENV)/.app
+
+# The kernels for this machine's GPU: those in CUDA where there is nvcc, those in Triton anyway.
+$(VENV)/.gpu: $(VENV)/.torch $(BUILD)
+	$(PIP) install --editable '.[test,bench,triton]'
 	@touch $@ $(VENV)/.app

@@ -93,6 +93,11 @@ def size_of(*tensors: Tensor) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
+def named(form: str, dtype: torch.dtype) -> str:
+    """A case's name; float32 is what goes without saying."""
+    return form if dtype == torch.float32 else f"{form}, {str(dtype).removeprefix('torch.')}"
+
+
 def turn(call: Callable[[], object]) -> float:
     """The median seconds of one turn's calls."""
     call()

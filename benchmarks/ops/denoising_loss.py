@@ -10,7 +10,7 @@ from torch import Tensor
 
 from udp_fast.ops import denoising_loss, noise_key
 
-from ..measure import OURS, Bar, Case, size_of
+from ..measure import OURS, Bar, Case, named, size_of
 from .shapes import IMAGES, LATENTS
 
 
@@ -33,10 +33,10 @@ def backward(loss: Callable[[Tensor], Tensor], pred: Tensor) -> Callable[[], obj
     return run
 
 
-def cases() -> Iterator[Case]:
+def cases(dtype: torch.dtype = torch.float32) -> Iterator[Case]:
     for shape in (IMAGES, LATENTS):
-        pred = torch.randn(shape).requires_grad_()
-        target = torch.randn(shape)
+        pred = torch.randn(shape, dtype=dtype).requires_grad_()
+        target = torch.randn(shape, dtype=dtype)
         weight = torch.rand(shape[0])
         key = noise_key(0, range(shape[0]))
         full = shape == IMAGES
@@ -50,7 +50,7 @@ def cases() -> Iterator[Case]:
         redrawn = backward(lambda p, k=key, w=weight: denoising_loss(p, key=k, weight=w), pred)
         yield Case(
             "denoising_loss",
-            "given target",
+            named("given target", dtype),
             shape,
             {OURS: explicit, **others},
             size_of(pred, target, pred),
@@ -58,7 +58,7 @@ def cases() -> Iterator[Case]:
         )
         yield Case(
             "denoising_loss",
-            "redrawn noise",
+            named("redrawn noise", dtype),
             shape,
             {OURS: redrawn, **others},
             size_of(pred, pred),

@@ -44,12 +44,8 @@ def functional(delta: Tensor, grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tensors(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return (
-        torch.zeros(shape),
-        torch.randn(shape, generator=generator),
-        torch.rand(shape, generator=generator),
-    )
+    torch.manual_seed(0)  # of whatever device is the default
+    return torch.zeros(shape), torch.randn(shape), torch.rand(shape)
 
 
 def cases() -> Iterator[Case]:

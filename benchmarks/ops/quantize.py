@@ -9,7 +9,7 @@ from torch import Tensor
 
 from udp_fast.ops import noise_key, quantize
 
-from ..measure import OURS, Bar, Case, size_of
+from ..measure import OURS, Bar, Case, named, size_of
 from .shapes import IMAGES
 
 LEVELS = 8
@@ -25,14 +25,14 @@ def stochastic(delta: Tensor, original: Tensor) -> Tensor:
     return levels.clamp_(-LEVELS, LEVELS).add_(original).clamp_(0, 255).to(torch.uint8)
 
 
-def cases() -> Iterator[Case]:
-    delta = torch.randn(IMAGES) * 0.02
+def cases(dtype: torch.dtype = torch.float32) -> Iterator[Case]:
+    delta = torch.randn(IMAGES, dtype=dtype) * 0.02
     original = torch.randint(0, 256, IMAGES, dtype=torch.uint8)
     key = noise_key(0, range(IMAGES[0]))
     eps = LEVELS / 255
     yield Case(
         "quantize",
-        "to nearest",
+        named("to nearest", dtype),
         IMAGES,
         {
             OURS: lambda: quantize(delta, original, eps=eps),
@@ -44,7 +44,7 @@ def cases() -> Iterator[Case]:
     )
     yield Case(
         "quantize",
-        "stochastic",
+        named("stochastic", dtype),
         IMAGES,
         {
             OURS: lambda: quantize(delta, original, eps=eps, key=key),

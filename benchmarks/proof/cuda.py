@@ -1,0 +1,320 @@
+"""The CUDA kernels: all instantiations that csrc/cuda compiles to, and what is demanded of each.
+
+A kernel is found in the machine code, its operands in its template arguments. To add one, say what
+its main loop moves:
+
+    @gate("my_op", "MyOp")
+    def _my_op(layout: str, x: str, out: str) -> Gate:
+        return Gate(streams(layout, loads=[x], stores=[out]))
+
+The arguments are those of the template as they are written in C++. A kernel of the machine code
+without a gate, a gate without a kernel and an op of the backend without either are errors.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from . import cache as kept
+from .chips import REGISTERS
+from .form import Form, Sizes, Stream
+from .machine_code import Code, read, run
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ROOT / "csrc/cuda"
+
+#: C++'s name of an element type -> what it is called here, and its bytes: all it may be.
+TYPES: dict[str, tuple[str, Sizes]] = {
+    "float": ("f32", (4,)),
+    "Float16": ("f16", (2,)),
+    "BFloat16": ("bf16", (2,)),
+    "unsigned char": ("u8", (1,)),
+    "Any<false>": ("any", (2, 4)),
+    "Any<true>": ("any/u8", (1, 2, 4)),
+}
+
+
+# --- gates ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gate:
+    stream: Stream | None = None
+    instructions: float | None = None  # an element on sm_90, at most
+    draws: bool = False
+    #: That should fit on a multiprocessor, and with them the registers of a thread; None: 8 blocks,
+    #: or 5 where types are known only at run time, as walk.cuh has it.
+    blocks: int | None = None
+
+
+@dataclass(frozen=True)
+class _Registered:
+    op: str
+    make: Callable[..., Gate]
+
+
+_GATES: dict[str, _Registered] = {}
+
+
+def gate(op: str, kernel: str) -> Callable[[Callable[..., Gate]], Callable[..., Gate]]:
+    """Registers what is demanded of a kernel, or of an Op of the `for_groups` kernel."""
+
+    def register(make: Callable[..., Gate]) -> Callable[..., Gate]:
+        _GATES[kernel] = _Registered(op, make)
+        return make
+
+    return register
+
+
+def streams(
+    layout: str, loads: Iterable[str], stores: Iterable[str], gathers: bool = False
+) -> Stream | None:
+    """The main loop of a layout of walk.cuh over operands of these types."""
+    name, _, group = layout.rstrip(">").partition("<")
+    if name == "Strided":  # an element an access, wherever it lies
+        return None
+    elements = int(group) * (4 if name == "Interleaved" else 1)
+    sizes = [tuple(TYPES[t][1] for t in types) for types in (loads, stores)]
+    return Stream(sizes[0], sizes[1], elements, elements, gathers)
+
+
+@gate("q_sample", "Sample")
+def _sample(layout: str, x: str, out: str, draws: str, writes_noise: str) -> Gate:
+    stream = streams(
+        layout,
+        loads=[x] if draws == "true" else [x, x],
+        stores=[out] if writes_noise == "0" else [out, out],
+    )
+    typical = (x, out, draws, writes_noise) == ("BFloat16", "BFloat16", "true", "0")
+    return Gate(stream, 35 if typical else None, draws=draws == "true")
+
+
+@gate("denoising_loss", "Loss")
+def _loss(layout: str, t: str, source: str) -> Gate:
+    given, noise, velocity, stored = (f"(Source){i}" for i in range(4))
+    reads = {given: [t, t], noise: [t], velocity: [t, t], stored: [t, t, t]}[source]
+    typical = (t, source) == ("BFloat16", noise)
+    stream = streams(layout, reads, stores=[t])
+    return Gate(stream, 36 if typical else None, draws=source in (noise, velocity))
+
+
+@gate("denoising_loss", "loss_of_images")
+def _loss_of_images() -> Gate:
+    return Gate()
+
+
+@gate("image_scale", "Scale")
+def _scale(layout: str, t: str) -> Gate:
+    return Gate(streams(layout, loads=[t], stores=[t]))
+
+
+@gate("quantize", "Quantize")
+def _quantize(layout: str, value: str, stochastic: str) -> Gate:
+    stream = streams(layout, loads=[value, "unsigned char"], stores=["unsigned char"])
+    return Gate(stream, draws=stochastic == "true")
+
+
+@gate("pgd_step_", "PgdStep")
+def _pgd_step(layout: str, delta: str, original: str, gradient: str, masked: str) -> Gate:
+    loads, stores = [delta, original, gradient], [delta, gradient]
+    if masked == "true":  # one type more to branch on
+        return Gate(streams(layout, [*loads, "Any<true>"], stores, gathers=True), blocks=4)
+    return Gate(streams(layout, loads, stores))
+
+
+@gate("pgd_step_", "SquareSums")
+def _square_sums(layout: str, of_stepped: str) -> Gate:
+    stepped = of_stepped == "true"
+    loads = ["Any<false>"] * (2 if stepped else 1)
+    return Gate(streams(layout, loads, stores=[], gathers=stepped), blocks=5)
+
+
+@gate("pgd_step_", "finish_norms")
+def _finish_norms(of_stepped: str) -> Gate:
+    return Gate()
+
+
+@gate("pgd_step_multi_", "step_images")
+def _step_images(delta: str, original: str, gradient: str) -> Gate:
+    return Gate(streams("Flat<8>", loads=[delta, original, gradient], stores=[delta, gradient]))
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def demangled(names: Iterable[str]) -> dict[str, str]:
+    """By c++filt, which comes with the host compiler that nvcc needs."""
+    mangled = list(names)
+    done = subprocess.run(
+        ["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True
+    )
+    return dict(zip(mangled, done.stdout.splitlines(), strict=True))
+
+
+def template(signature: str) -> tuple[str, list[str]]:
+    """Name and template arguments of a demangled kernel, without namespaces."""
+    plain = re.sub(r"\(anonymous namespace\)::|\budp::|^void ", "", signature)
+    depth, pieces = 0, [""]
+    for character in plain.replace("> >", ">>").replace("> >", ">>"):
+        if character == "(" and depth == 0:
+            break
+        depth += {"<": 1, ">": -1}.get(character, 0)
+        if (character == "<" and depth == 1) or (character == "," and depth == 1):
+            pieces.append("")
+        elif not (character == ">" and depth == 0):
+            pieces[-1] += character
+    name, *arguments = (piece.strip() for piece in pieces)
+    return name, arguments
+
+
+@dataclass(frozen=True)
+class Ungated(Exception):
+    """A kernel of which nothing is demanded."""
+
+    kernel: str
+
+    def __str__(self) -> str:
+        return (
+            f"CUDA kernel {self.kernel} has no gate: benchmarks/proof/cuda.py says how to add one"
+        )
+
+
+@cache
+def threads() -> int:
+    found = re.search(r"\bkThreads = (\d+);", (SOURCES / "walk.cuh").read_text())
+    assert found is not None, "csrc/cuda/walk.cuh has no kThreads"
+    return int(found[1])
+
+
+def form_of(signature: str) -> Form:
+    """The form that a demangled kernel name stands for.
+
+    Raises:
+        Ungated: there is no gate for it.
+    """
+    kernel, arguments = template(signature)
+    if kernel == "for_groups":
+        kernel, arguments = template(arguments[1])
+    if kernel not in _GATES:
+        raise Ungated(kernel)
+    registered = _GATES[kernel]
+    made = registered.make(*arguments)
+    blocks = made.blocks or (5 if any(a.startswith("Any<") for a in arguments) else 8)
+    label = " ".join(TYPES[a][0] if a in TYPES else a for a in arguments)
+    return Form(
+        language="CUDA",
+        op=registered.op,
+        kernel=kernel,
+        label=label,
+        threads=threads(),
+        registers=REGISTERS // (blocks * threads()) // 8 * 8,
+        stream=made.stream,
+        instructions=made.instructions,
+        draws=made.draws,
+    )
+
+
+def unused(seen: Iterable[str]) -> list[str]:
+    """Gates whose kernels are nowhere in the machine code."""
+    return sorted(set(_GATES) - set(seen))
+
+
+# --- compiling ------------------------------------------------------------------------------------
+
+
+def load_build() -> ModuleType:
+    """csrc/cuda/build.py, which has the flags; told to build for all architectures."""
+    spec = importlib.util.spec_from_file_location("cuda_build", SOURCES / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.architectures = lambda: (module.ARCHITECTURES, ())  # type: ignore[attr-defined]
+    return module
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One source file, for these architectures: one call of nvcc."""
+
+    source: str
+    architectures: tuple[str, ...]
+
+
+def units(architectures: Iterable[str]) -> list[Unit]:
+    sources = sorted(load_build().SOURCES, key=lambda s: -(ROOT / s).stat().st_size)
+    return [Unit(source, tuple(architectures)) for source in sources]
+
+
+@cache
+def _compiler() -> tuple[str, bytes]:
+    """nvcc's version, and the headers that any source may include."""
+    command = [str(load_build().nvcc()), "--version"]
+    version = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    headers = [*SOURCES.glob("*.cuh"), *SOURCES.glob("*.h"), *(ROOT / "csrc/math").glob("*.h")]
+    return version, b"".join(p.name.encode() + p.read_bytes() for p in sorted(headers))
+
+
+def _command(source: str, output: str, architectures: Iterable[str]) -> list[str]:
+    """What the build calls, for some architectures, uncompressed, and with ptxas' report."""
+    wanted = {f"sm_{a}" for a in architectures}
+    command = [
+        part
+        for part in load_build().command(source, output)
+        if not part.startswith(("--compress-mode", "-Xfatbin"))
+        and (not part.startswith("-gencode=") or part.rpartition("code=")[2] in wanted)
+    ]
+    return [*command, "-Xptxas=-v"]
+
+
+def compile_unit(unit: Unit) -> dict[str, dict[str, Code]]:
+    """Architecture -> demangled name -> code, from the cache as far as that is known."""
+    keys = {
+        a: kept.key(_compiler(), (ROOT / unit.source).read_bytes(), _command(unit.source, "", [a]))
+        for a in unit.architectures
+    }
+    found = {a: known for a in unit.architectures if (known := kept.load(keys[a])) is not None}
+    missing = [a for a in unit.architectures if a not in found]
+    if missing:
+        for a, kernels in _compile(ROOT / unit.source, missing).items():
+            found[a] = kernels
+            kept.save(keys[a], kernels)
+    return found
+
+
+def _compile(source: Path, architectures: list[str]) -> dict[str, dict[str, Code]]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = _command(str(source), f"{folder}/kernels.o", architectures)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"{source.name} does not compile:\n{done.stderr}")
+        run("cuobjdump", "-xelf", "all", "kernels.o", folder=folder)
+        return {
+            a: _with_spills(read(cubin.read_bytes()), done.stderr, a)
+            for a in architectures
+            for cubin in Path(folder).glob(f"*.sm_{a}.cubin")
+        }
+
+
+_REPORT = re.compile(
+    r"Compiling entry function '(\S+)' for 'sm_(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill",
+    re.S,
+)
+
+
+def _with_spills(kernels: dict[str, Code], report: str, architecture: str) -> dict[str, Code]:
+    spilled = {
+        name: int(stores) + int(loads)
+        for name, target, stores, loads in _REPORT.findall(report)
+        if target == architecture
+    }
+    names = demangled(kernels)
+    return {names[n]: replace(code, spilled=spilled[n]) for n, code in kernels.items()}

@@ -1,0 +1,145 @@
+"""What is demanded of a kernel in one form, and whether its machine code meets it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from .chips import SHARED_OF_BLOCK, own_shared
+from .machine_code import Code
+
+#: Bytes of an element of one operand; several where its type is known only at run time.
+Sizes = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The main loop of a kernel that passes over its operands once."""
+
+    loads: tuple[Sizes, ...]
+    stores: tuple[Sizes, ...]
+    group: int  # elements that a thread handles in one turn, before any unrolling
+    run: int  # how many of them lie side by side
+    gathers: bool = False  # has another way through the loop, which picks elements one by one
+
+    def width(self, size: int) -> int:
+        """Bytes of an access: the widest power of two that a run is a multiple of, at most 16."""
+        return next(w for w in (16, 8, 4, 2, 1) if size * self.run % w == 0)
+
+    def accesses(self, loads: Sequence[int], stores: Sequence[int]) -> Counter[tuple[str, int]]:
+        found: Counter[tuple[str, int]] = Counter()
+        for kind, sizes in (("load", loads), ("store", stores)):
+            for size in sizes:
+                found[kind, self.width(size)] += self.group * size // self.width(size)
+        return found
+
+    @property
+    def choices(self) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Combinations of types: bytes of (loads, stores)."""
+        for sizes in product(*self.loads, *self.stores):
+            yield sizes[: len(self.loads)], sizes[len(self.loads) :]
+
+    @property
+    def typed(self) -> bool:
+        return all(len(sizes) == 1 for sizes in (*self.loads, *self.stores))
+
+
+@dataclass(frozen=True)
+class Form:
+    """A kernel in one form: a Triton variant, or an instantiation of a CUDA template."""
+
+    language: str
+    op: str
+    kernel: str
+    label: str
+    threads: int  # of a block
+    registers: int  # at most
+    shared: int = 2048  # bytes of a block, at most
+    stream: Stream | None = None  # absent: nothing is demanded of its loops
+    instructions: float | None = None  # an element on sm_90, at most
+    draws: bool = False  # random numbers
+
+    @property
+    def title(self) -> str:
+        return f"{self.language} {self.kernel} {self.label}"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one turn of the main loop amounts to."""
+
+    elements: int
+    bytes_each: float  # moved
+    least: float  # bytes that the operands of an element have
+
+
+def turn_of(stream: Stream, code: Code) -> Turn | None:
+    """None where the loop does not move what the stream says, by accesses as wide as possible."""
+    found = code.accesses()
+    moved = sum(width * n for (_, width), n in found.items())
+    for loads, stores in stream.choices:
+        wanted, each = stream.accesses(loads, stores), sum(loads) + sum(stores)
+        turns, rest = divmod(moved, each * stream.group)
+        if rest == 0 and turns and found == Counter({a: n * turns for a, n in wanted.items()}):
+            return Turn(turns * stream.group, moved / (turns * stream.group), each)
+    return None
+
+
+def failures(form: Form, architecture: str, code: Code) -> list[str]:
+    """What the code does not meet, in words; empty: it passes."""
+    found = []
+    if code.local or code.spilled:
+        found.append(
+            f"spills: {code.local} accesses of local memory, {code.spilled} bytes by ptxas"
+        )
+    if code.stack:
+        found.append(f"a stack frame of {code.stack} bytes")
+    if code.registers > form.registers:
+        found.append(f"{code.registers} registers, the budget is {form.registers}")
+    shared, limit = own_shared(architecture, code.shared), min(form.shared, SHARED_OF_BLOCK)
+    if shared > limit:
+        found.append(f"{shared} bytes of shared memory, the limit is {limit}")
+    if form.stream is not None:
+        found += _stream_failures(form, form.stream, architecture, code)
+    return found
+
+
+def _stream_failures(form: Form, stream: Stream, architecture: str, code: Code) -> Iterator[str]:
+    if not code.loop:
+        yield "no main loop was found"
+        return
+    if code.count("BAR", "LDS", "STS"):
+        yield "the main loop goes through shared memory"
+    turn = turn_of(stream, code)
+    if stream.gathers:
+        wide = {stream.width(size) for sizes in (*stream.loads, *stream.stores) for size in sizes}
+        if not wide <= set(code.widths):
+            yield f"accesses of {_listed(code.widths)} bytes, {_listed(sorted(wide))} are possible"
+        return
+    if turn is None:
+        loads, stores = next(iter(stream.choices))
+        yield (
+            f"the main loop has {_described(code.accesses())}; a group of {stream.group} elements"
+            f" needs {_described(stream.accesses(loads, stores))}"
+            + ("" if stream.typed else " or what other types need, and no more")
+        )
+        return
+    each = code.turn / turn.elements
+    if architecture == "90" and form.instructions is not None and each > form.instructions:
+        yield f"{each:.1f} instructions an element, at most {form.instructions:g} are allowed"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers)) or "no"
+
+
+def _described(accesses: Counter[tuple[str, int]]) -> str:
+    return (
+        ", ".join(
+            f"{n} {kind}{'s' if n > 1 else ''} of {width} byte{'s' if width > 1 else ''}"
+            for (kind, width), n in sorted(accesses.items())
+        )
+        or "no global access"
+    )

@@ -1,0 +1,219 @@
+"""The examination as one table, and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from .chips import CHIPS, CLASSES, MULTIPROCESSORS, Chip, by_class
+from .examine import Entry, Examination
+from .expected import EXPECTED
+
+Row = Sequence[str]
+
+
+def groups(
+    entries: Iterable[Entry], by: Callable[[Entry], tuple[Any, ...]]
+) -> dict[tuple[Any, ...], list[Entry]]:
+    found: dict[tuple[Any, ...], list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(by(entry), []).append(entry)
+    return found
+
+
+def span(numbers: Iterable[float], form: str = ".0f") -> str:
+    """The least and the largest of them."""
+    values = sorted(format(n, form) for n in numbers)
+    least, largest = min(values, key=float, default="–"), max(values, key=float, default="–")
+    return least if least == largest else f"{least}–{largest}"
+
+
+def worst(entries: Iterable[Entry]) -> Entry | None:
+    """The one that is furthest from being bound by memory alone."""
+    predicted = [e for e in entries if e.prediction is not None]
+    return min(predicted, key=lambda e: (e.prediction.share, -e.instructions), default=None)
+
+
+def limiter(entry: Entry | None) -> str:
+    if entry is None or entry.prediction is None:
+        return "–"
+    others = {k: v for k, v in entry.prediction.clocks.items() if k != "memory"}
+    name, memory = entry.prediction.limiter, entry.prediction.clocks["memory"]
+    if name == "memory":
+        busiest = max(others, key=lambda k: others[k])
+        return f"memory ({busiest} {others[busiest] / memory:.0%})"
+    return f"**{name}** {others[name] / memory:.0%}"
+
+
+SUMMARY = (
+    "op", "language", "sm", "forms", "registers", "occupancy", "shared", "spills",
+    "instructions an element", "bytes / least", "predicted limiter",
+)  # fmt: skip
+
+
+def summary(found: Examination) -> list[Row]:
+    """A row an op, language and architecture: the extremes of its forms."""
+    rows: list[Row] = [SUMMARY]
+    for (op, language, architecture), entries in groups(
+        found.entries, lambda e: (e.form.op, e.form.language, int(e.architecture))
+    ).items():
+        turns = [(e.turn, e.code.turn / e.turn.elements) for e in entries if e.turn]
+        rows.append(
+            (
+                op.rstrip("_"),
+                language,
+                str(architecture),
+                str(len(entries)),
+                span(e.code.registers for e in entries),
+                span(100 * e.occupancy for e in entries) + " %",
+                span(e.shared for e in entries),
+                str(sum(e.code.local for e in entries)),
+                span((each for _, each in turns), ".1f"),
+                span((t.bytes_each / t.least for t, _ in turns), ".2f"),
+                limiter(worst(entries)),
+            )
+        )
+    return [rows[0], *sorted(rows[1:], key=lambda r: (r[0], r[1], int(r[2])))]
+
+
+def limiters(found: Examination) -> list[Row]:
+    """A row a kernel: its worst form on each chip."""
+    rows: list[Row] = [("kernel", "language", *(chip.name for chip in CHIPS))]
+    streaming = [e for e in found.entries if e.turn is not None]
+    for (kernel, language), entries in groups(
+        streaming, lambda e: (e.form.kernel, e.form.language)
+    ).items():
+        of = groups(entries, lambda e: (e.architecture,))
+        rows.append(
+            (
+                kernel,
+                language,
+                *(limiter(worst(of.get((chip.architecture,), []))) for chip in CHIPS),
+            )
+        )
+    return [rows[0], *sorted(rows[1:])]
+
+
+def instructions(found: Examination, architecture: str = "90") -> list[Row]:
+    """A row a kernel and size of an element: instructions of its longest form by class."""
+    names = [*CLASSES, "other"]
+    rows: list[Row] = [("kernel", "language", "form", "bytes", "all", *names)]
+    typed = [
+        e
+        for e in found.entries
+        if e.architecture == architecture and e.turn is not None and e.form.stream.typed
+    ]
+    for (kernel, language, size), entries in groups(
+        typed, lambda e: (e.form.kernel, e.form.language, e.turn.least)
+    ).items():
+        entry = max(entries, key=lambda e: e.instructions)
+        counted = by_class(entry.code.loop)
+        rows.append(
+            (
+                kernel,
+                language,
+                entry.form.label,
+                f"{size:g}",
+                f"{entry.instructions:.1f}",
+                *(f"{counted[n] / entry.turn.elements:.1f}" if counted[n] else "" for n in names),
+            )
+        )
+    return [rows[0], *sorted(rows[1:], key=lambda r: (r[0].lower(), r[1], float(r[3])))]
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def plain(rows: Sequence[Row]) -> str:
+    rows = [[cell.replace("*", "") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(f"{c:{w}}" for c, w in zip(r, widths, strict=True)).rstrip() for r in rows
+    )
+
+
+def _chip(chip: Chip) -> Row:
+    rates = MULTIPROCESSORS[chip.architecture].rates
+    return (
+        chip.name,
+        f"sm_{chip.architecture}",
+        str(chip.multiprocessors),
+        f"{chip.gigahertz:.2f} GHz",
+        f"{chip.gigabytes:.0f} GB/s",
+        f"{chip.bytes_a_clock:.1f}",
+        *(str(rates[name]) for name in rates),
+    )
+
+
+def page(found: Examination, compilers: str) -> str:
+    """docs/kernel-proof.md."""
+    forms = {e.form.title for e in found.entries}
+    architectures = sorted({int(e.architecture) for e in found.entries})
+    rates = MULTIPROCESSORS["90"].rates
+    chips = [("chip", "code", "SMs", "clock", "memory", "bytes a clock and SM", *rates)]
+    chips += [_chip(chip) for chip in CHIPS]
+    failures = "\n".join(f"- {text}" for text in found.failures) or "None."
+    accepted, left = (
+        "\n".join(
+            f"- **{e.chip}, {' or '.join(sorted(e.limiters))}:** {e.reason}"
+            for e in EXPECTED
+            if e.is_open is is_open
+        )
+        for is_open in (False, True)
+    )
+    return f"""# What is proven of the GPU kernels without a GPU
+
+Written by `make prove` (`python -m benchmarks.proof`); [architecture.md](architecture.md) says how.
+Nothing on this page was timed. {len(forms)} forms of {len({(e.form.language, e.form.kernel) for e in found.entries})} kernels, for sm_{", sm_".join(map(str, architectures))}:
+{len(found.entries)} pieces of machine code. {compilers}.
+
+## Failures
+
+{failures}
+
+## Summary
+
+The extremes over an op's forms. *Instructions an element* are those of one turn of the main loop, by
+its longest way, over the elements it handles; *bytes / least* what its global accesses move over what
+the operands hold: 1.00 means that each is read or written once. *Predicted limiter*, of the chip with
+that architecture, is a prediction: the form furthest from being bound by memory, and in brackets the
+busiest other unit in % of the time that memory takes. sm_86 stands for no chip of the table below.
+
+{markdown(summary(found))}
+
+## What bounds them: a prediction
+
+Every unit is taken to be busy all the time, none to wait for another: what takes longest is the
+limiter. In bold what is not memory, and its time in % of memory's.
+
+{markdown(limiters(found))}
+
+Accepted, with the reason:
+
+{accepted}
+
+Left to be worked on:
+
+{left}
+
+Anything else that is not bound by memory is among the failures above.
+
+## Where the instructions go
+
+On sm_90, an element, by class: of each kernel and sum of bytes the form with the most.
+
+{markdown(instructions(found))}
+
+## Rates
+
+Threads' instructions a clock and multiprocessor. Limits and rates: NVIDIA, *CUDA C++ Programming
+Guide*, "Compute Capabilities" and "Arithmetic Instructions"; which unit does what: *Nsight Compute*,
+"Pipelines". Conversions between floats and integers count as special functions, and sm_100 is given
+the rates of sm_90. Chips: NVIDIA's datasheets of A100 (80 GB SXM), H100 (SXM) and HGX B200, and the
+*Ada GPU Architecture* whitepaper; the clock is the one that the stated float32 peak implies, the
+number of B200's multiprocessors is what its driver reports.
+
+{markdown(chips)}
+"""

@@ -1,0 +1,108 @@
+"""The Triton kernels, in the forms that `udp_fast.backends.triton.variants` records."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+
+from triton.backends.nvidia.compiler import get_ptxas_version
+
+from udp_fast.backends.triton import variants as recorded
+from udp_fast.backends.triton.variants import Variant, compile_variant, variants
+
+from . import cache as kept
+from .form import Form, Stream
+from .machine_code import Code, read
+
+#: A thread's registers, of 65536 a multiprocessor: at 64 half of its 2048 threads find room.
+REGISTERS = 64
+
+#: At most this many instructions an element where they decide the speed: bf16 on sm_90.
+INSTRUCTIONS = {
+    "q_sample-dense-bf16": 35,
+    "q_sample-latent-bf16": 35,
+    "q_sample-rgb-bf16": 35,
+    "denoising_loss-dense-epsilon-bf16": 36,
+    "denoising_loss-latent-epsilon-bf16": 36,
+    "denoising_loss-rgb-epsilon-bf16": 36,
+}
+
+
+def form_of(variant: Variant) -> Form:
+    stream = None
+    if variant.vectorised:
+        interleaved = variant.constants.get("INTERLEAVED", 0)
+        stream = Stream(
+            loads=tuple((variant.streams[name],) for name in variant.loaded),
+            stores=tuple((variant.streams[name],) for name in variant.stored),
+            group=variant.elements,
+            run=4 if interleaved else variant.constants["WIDTH"],
+        )
+    return Form(
+        language="Triton",
+        op=op_of(variant),
+        kernel=variant.kernel.__name__.removesuffix("_kernel"),
+        label=variant.name.partition("-")[2],
+        threads=32 * variant.warps,
+        registers=REGISTERS if stream or not variant.walks else 2 * REGISTERS,
+        stream=stream,
+        instructions=INSTRUCTIONS.get(variant.name),
+        draws=variant.signature.get("key", "constexpr") != "constexpr",
+    )
+
+
+def op_of(variant: Variant) -> str:
+    """The op whose file the kernel is in."""
+    module = variant.kernel.fn.__module__.rpartition(".")[2]
+    return next((op for op in ops() if op.rstrip("_") == module), module)
+
+
+@cache
+def ops() -> frozenset[str]:
+    """Those that `variants` has calls of."""
+    return frozenset(op.__name__ for op, _ in recorded._CASES)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Some variants, by their place among all of them, for one architecture."""
+
+    indices: tuple[int, ...]
+    architecture: str
+
+
+def units(architectures: Iterable[str], size: int = 12) -> list[Unit]:
+    everything = range(len(variants()))
+    return [
+        Unit(tuple(everything[first : first + size]), architecture)
+        for architecture in architectures
+        for first in range(0, len(everything), size)
+    ]
+
+
+@cache
+def _compiler() -> tuple[str, ...]:
+    ptxas = (str(get_ptxas_version(cc)) for cc in recorded.ARCHS)
+    return (version("triton"), *ptxas, inspect.getsource(compile_variant))
+
+
+def compile_unit(unit: Unit) -> dict[str, Code]:
+    """Variant's name -> code, from the cache as far as that is known."""
+    return {
+        variant.name: _compile(variant, unit.architecture)
+        for variant in (variants()[i] for i in unit.indices)
+    }
+
+
+def _compile(variant: Variant, architecture: str) -> Code:
+    form = (variant.signature, variant.constants, variant.multiples, variant.warps)
+    key = kept.key(_compiler(), variant.kernel.cache_key, form, architecture)
+    kernels = kept.load(key)
+    if kernels is None:
+        kernels = read(compile_variant(variant, int(architecture)).asm["cubin"])
+        kept.save(key, kernels)
+    (code,) = kernels.values()
+    return code

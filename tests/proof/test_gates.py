@@ -1,0 +1,38 @@
+"""All kernels against all gates, on the oldest and on a recent architecture; `make prove` has the rest."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.proof import table
+from benchmarks.proof.examine import LANGUAGES, Examination, examine
+from udp_fast.backends.triton import INTERPRETS
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(INTERPRETS, reason="kernels are interpreted, not compiled"),
+]
+
+
+@pytest.fixture(scope="module", params=LANGUAGES)
+def found(request: pytest.FixtureRequest, toolchain: None) -> Examination:
+    return examine(("80", "90"), (request.param,))
+
+
+def test_every_gate_is_met(found: Examination) -> None:
+    print(table.plain(table.summary(found)))
+    assert found.failures == []
+
+
+def test_every_streaming_form_has_a_main_loop(found: Examination) -> None:
+    """Without one the counts that the gates look at would be of nothing."""
+    streaming = [e for e in found.entries if e.form.stream is not None]
+    assert len(streaming) > 50
+    assert all(e.code.loop for e in streaming)
+
+
+def test_the_page_names_every_kernel_and_failure(found: Examination) -> None:
+    found = Examination(found.entries, ["a planted failure"])
+    page = table.page(found, "compilers")
+    assert "- a planted failure" in page
+    assert all(f"| {e.form.kernel} |" in page for e in found.entries if e.turn is not None)

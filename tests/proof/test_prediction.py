@@ -1,0 +1,73 @@
+"""The count behind the predicted limiter, on numbers that can be checked by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.proof.chips import ARCHITECTURES, CHIPS, by_class, class_of, occupancy, predict
+from udp_fast.backends.triton.variants import ARCHS
+
+H100 = next(chip for chip in CHIPS if chip.name == "H100")
+
+
+def test_a_copy_is_bound_by_memory() -> None:
+    found = predict(H100, {"LDG.E.128": 1, "STG.E.128": 1, "BRA": 1}, elements=8, bytes_each=4)
+    assert found.limiter == "memory"
+    assert found.share == 1
+
+
+def test_an_h100_has_room_for_forty_instructions_in_four_bytes() -> None:
+    """3350 GB/s by 132 multiprocessors at 1.98 GHz are 12.8 bytes a clock: 4 bytes in 0.312."""
+    room = 0.312 * 128
+    few = predict(H100, {"MOV": 1}, elements=1 / (room - 1), bytes_each=4)
+    many = predict(H100, {"MOV": 1}, elements=1 / (room + 1), bytes_each=4)
+    assert (few.limiter, many.limiter) == ("memory", "issue")
+
+
+@pytest.mark.parametrize(
+    ("opcode", "limiter"),
+    [
+        ("MUFU.RSQ", "special"),
+        ("DFMA", "float64"),
+        ("LOP3.LUT", "integer"),
+        ("FSETP.GT.AND", "integer"),
+        ("IMAD.WIDE.U32", "multiply"),
+        ("HMMA.16816.F32.BF16", "tensor"),
+        ("LDS.128", "shared"),
+    ],
+)
+def test_many_of_a_kind_are_bound_by_its_unit(opcode: str, limiter: str) -> None:
+    assert predict(H100, {opcode: 1000}, elements=8, bytes_each=4).limiter == limiter
+
+
+def test_a_geforce_has_few_float64_units() -> None:
+    ada = next(chip for chip in CHIPS if chip.name == "RTX 4090")
+    loop = {"LDG.E.128": 1, "DFMA": 16}
+    assert predict(ada, loop, elements=8, bytes_each=2).limiter == "float64"
+    assert predict(H100, loop, elements=8, bytes_each=2).limiter == "memory"
+
+
+def test_classes() -> None:
+    found = by_class({"FFMA": 2, "IMAD.MOV.U32": 3, "UIADD3": 1, "BSYNC.RECONVERGENT": 1})
+    assert found == {"float": 2, "integer": 3, "other": 1, "control": 1}
+    assert class_of("LDGSTS.E.BYPASS.128") == "global"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "registers", "shared", "expected"),
+    [
+        ("80", 32, 0, 1.0),
+        ("90", 64, 0, 0.5),  # 65536 registers for 64 × 128 threads' blocks of 8192
+        ("90", 65, 0, 7 / 16),  # handed out in steps of 8
+        ("86", 32, 0, 1.0),  # 48 warps by 12 blocks
+        ("86", 32, 24 << 10, 4 / 12),  # 100 KB hold four blocks of 24 + 1
+    ],
+)
+def test_occupancy(architecture: str, registers: int, shared: int, expected: float) -> None:
+    assert occupancy(architecture, 128, registers, shared) == pytest.approx(expected)
+
+
+def test_both_languages_are_examined_for_the_same_architectures() -> None:
+    from benchmarks.proof import cuda
+
+    assert tuple(map(str, ARCHS)) == ARCHITECTURES == cuda.load_build().ARCHITECTURES
