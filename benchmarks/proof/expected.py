@@ -76,10 +76,10 @@ EXPECTED: tuple[Expected, ...] = (
         is_open=True,
     ),
     Expected(
-        {"B200": 1.3},
+        {"B200": 1.55},
         frozenset({"issue", "integer"}),
         lambda form: form.op == "quantize" and not form.draws,
-        "quantize of 16-bit values to nearest, for the same reason.",
+        "quantize of 16-bit values to nearest, for the same reason: 124 % in CUDA, 154 % in Triton.",
         is_open=True,
     ),
     Expected(
