@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from types import ModuleType
 
 from .chips import ARCHITECTURES, CHIPS, Chip, Prediction, occupancy, own_shared, predict
-from .expected import EXPECTED, expectation
+from .expected import EXPECTED, Expected, expectation
 from .form import Form, Turn, failures, turn_of
 from .machine_code import Code
 
@@ -57,6 +57,14 @@ class Entry:
         if self.turn is None or self.chip is None:
             return None
         return predict(self.chip, self.code.loop, self.turn.elements, self.turn.bytes_each)
+
+    @property
+    def expectation(self) -> Expected | None:
+        """What accepts that memory is not the limiter."""
+        if self.prediction is None or self.chip is None or self.prediction.limiter == "memory":
+            return None
+        over = 1 / self.prediction.share
+        return expectation(self.form, self.chip.name, self.prediction.limiter, over)
 
 
 @dataclass
@@ -108,22 +116,22 @@ def _unexpected_limiters(entries: Iterable[Entry]) -> Iterator[str]:
     for entry in entries:
         if entry.prediction is None or entry.prediction.limiter == "memory":
             continue
-        chip, limiter = entry.chip, entry.prediction.limiter
-        assert chip is not None
-        if expectation(entry.form, chip.name, limiter) is None:
-            over = entry.prediction.clocks[limiter] / entry.prediction.clocks["memory"]
-            yield f"{entry.title}: bound by {limiter} on {chip.name}, {over:.0%} of memory's time"
+        if entry.expectation is None:
+            assert entry.chip is not None
+            yield (
+                f"{entry.title}: bound by {entry.prediction.limiter} on {entry.chip.name},"
+                f" {1 / entry.prediction.share:.0%} of memory's time"
+            )
 
 
 def _needless(entries: Iterable[Entry]) -> list[str]:
     """Accepted limiters that nothing has."""
-    used = {
-        expectation(e.form, e.chip.name, e.prediction.limiter)
-        for e in entries
-        if e.prediction is not None and e.chip is not None
-    }
+    used = {(id(e.expectation), e.chip.name) for e in entries if e.expectation and e.chip}
     return [
-        f"expected.py accepts what no kernel needs: {e.reason}" for e in EXPECTED if e not in used
+        f"expected.py accepts for {chip} what no kernel needs: {expected.reason}"
+        for expected in EXPECTED
+        for chip in expected.most
+        if (id(expected), chip) not in used
     ]
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.proof.chips import ARCHITECTURES, CHIPS, by_class, class_of, occupancy, predict
+from benchmarks.proof.examine import Entry, _needless, _unexpected_limiters
+from benchmarks.proof.expected import EXPECTED
+from benchmarks.proof.form import Form, Stream
+from benchmarks.proof.machine_code import Code
 from udp_fast.backends.triton.variants import ARCHS
 
 H100 = next(chip for chip in CHIPS if chip.name == "H100")
@@ -45,6 +49,30 @@ def test_a_geforce_has_few_float64_units() -> None:
     loop = {"LDG.E.128": 1, "DFMA": 16}
     assert predict(ada, loop, elements=8, bytes_each=2).limiter == "float64"
     assert predict(H100, loop, elements=8, bytes_each=2).limiter == "memory"
+
+
+def entry(opcode: str, n: int, draws: bool = False, architecture: str = "90") -> Entry:
+    """A kernel that reads and writes 2 bytes an element, eight of them a turn."""
+    stream = Stream(loads=((2,),), stores=((2,),), group=8, run=8)
+    form = Form("CUDA", "op", "kernel", "bf16", 128, 64, stream=stream, draws=draws)
+    loop = {"LDG.E.128": 1, "STG.E.128": 1, opcode: n}
+    return Entry(form, architecture, Code(32, 0, 0, 0, 100, loop, widths=(16,)))
+
+
+def test_a_streaming_kernel_that_is_not_bound_by_memory_is_a_failure() -> None:
+    assert list(_unexpected_limiters([entry("FFMA", 80)])) == []
+    (found,) = _unexpected_limiters([entry("MUFU.LG2", 80)])
+    assert found == "CUDA kernel bf16, sm_90: bound by special on H100, 200% of memory's time"
+
+
+def test_what_is_expected_may_not_get_worse() -> None:
+    assert list(_unexpected_limiters([entry("FFMA", 240, True, "100")])) == []
+    assert list(_unexpected_limiters([entry("FFMA", 240, False, "100")])) != []
+    assert list(_unexpected_limiters([entry("FFMA", 480, True, "100")])) != []
+
+
+def test_an_expectation_that_nothing_needs_is_a_failure() -> None:
+    assert len(_needless([])) == sum(len(e.most) for e in EXPECTED)
 
 
 def test_classes() -> None:
