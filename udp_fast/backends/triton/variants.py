@@ -29,6 +29,7 @@ from .denoising_loss import denoising_loss
 from .image_scale import image_scale
 from .launch import Launch, recorded
 from .pgd_step import pgd_step_
+from .pgd_step_multi import pgd_step_multi_
 from .q_sample import q_sample
 from .quantize import quantize
 
@@ -392,3 +393,16 @@ def _pgd_step() -> Iterator[Case]:
         yield case("dense", f"l2-{NAMES[dtype]}", same, step="l2", norm="l2")
     yield case("dense", "raw-mixed", typical, step="raw")
     yield case("dense", "sign-l2-mixed", typical, norm="l2")
+
+
+@cases(pgd_step_multi_)
+def _pgd_step_multi() -> Iterator[Case]:
+    sizes = [SHAPES["dense"][1:]] * 2
+    operands = (
+        [torch.empty(s, dtype=d, device="meta") for s in sizes] for d in (F16, BF16, BF16, U8)
+    )
+    deltas, advs, grads, xs = operands
+    budget = (torch.tensor(1 / 255), torch.tensor(8 / 255))
+    yield Case(
+        "dense", "multi", (deltas, advs, grads, xs, *budget, "sign", True, 0.0, 1.0, 0.0, 1.0)
+    )
