@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 import udp_fast
-from udp_fast.backends.registry import ORDER, backend
+from udp_fast.backends.registry import backend
 
 from ..measure import COPY, OURS, Case, Result
 from ..ops import cases, cases_16_bit
@@ -36,13 +36,6 @@ from . import timing
 BACKENDS = ("cuda", "triton")
 TESTS = [sys.executable, "-m", "pytest", "-m", "gpu", "-q"]
 NO_TESTS = 5  # pytest's exit status where none was collected
-
-
-def unusable(name: str) -> str:
-    """Why a backend cannot be timed here; empty if it can."""
-    if name not in ORDER:
-        return "not in registry.ORDER: no call is dispatched to it"
-    return backend(name).missing
 
 
 @contextmanager
@@ -69,7 +62,9 @@ def pinned_call(name: str, call: Callable[[], object]) -> Callable[[], object]:
 def providers(case: Case) -> dict[str, Callable[[], object]]:
     """The backends that can run here in place of ours, and the case's others."""
     ours = {
-        name: pinned_call(name, case.providers[OURS]) for name in BACKENDS if not unusable(name)
+        name: pinned_call(name, case.providers[OURS])
+        for name in BACKENDS
+        if not backend(name).missing
     }
     return {**ours, **{name: call for name, call in case.providers.items() if name != OURS}}
 
@@ -109,7 +104,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "udp_fast": udp_fast.__version__,
-        **{f"backend {name}": unusable(name) or backend(name).status() for name in BACKENDS},
+        **{f"backend {name}": backend(name).missing or backend(name).status() for name in BACKENDS},
     }
 
 
@@ -178,7 +173,7 @@ def dry_run(only: str) -> None:
     print(f"1. tests: {' '.join(['python', *TESTS[1:]])}")
     print("2. backends")
     for name in BACKENDS:
-        print(f"   {name}: {unusable(name) or 'usable here'}")
+        print(f"   {name}: {backend(name).missing or 'usable here'}")
     print(f"3. copy bandwidth; {timing.FLUSHED >> 20} MiB overwritten before each timed call")
     print("4. times, by CUDA events, in turns")
     for case in all_cases("meta", only):

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from udp_fast.ops import pgd_step_, pgd_step_multi_
 
 from ..measure import OURS, Case, size_of
-from .pgd_step import ALPHA, EPS, eager
+from .pgd_step import ALPHA, EPS, eager, tensors
 
 #: Small pictures, as crops and thumbnails are: what a call costs shows here.
 SIZES = [(3, 64 + 8 * i, 96 + 4 * i) for i in range(24)]
 
 
 def cases() -> Iterator[Case]:
-    generator = torch.Generator().manual_seed(0)
-    deltas = [torch.zeros(size) for size in SIZES]
-    grads = [torch.randn(size, generator=generator) for size in SIZES]
-    xs = [torch.rand(size, generator=generator) for size in SIZES]
+    deltas, grads, xs = zip(*map(tensors, SIZES), strict=True)
     # The others step on deltas of their own.
     one_by_one, plain = [d[None].clone() for d in deltas], [d[None].clone() for d in deltas]
     batches = [(g[None], x[None]) for g, x in zip(grads, xs, strict=True)]

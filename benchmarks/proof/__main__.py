@@ -20,7 +20,7 @@ from .examine import LANGUAGES, examine
 
 
 def compilers() -> str:
-    return f"CUDA {cuda.load_build().version()}, Triton {importlib.metadata.version('triton')}"
+    return f"CUDA {cuda.build().version()}, Triton {importlib.metadata.version('triton')}"
 
 
 def main() -> int:

@@ -231,12 +231,19 @@ def unused(seen: Iterable[str]) -> list[str]:
 
 
 def load_build() -> ModuleType:
-    """csrc/cuda/build.py, which has the flags; told to build for all architectures."""
+    """A fresh csrc/cuda/build.py, which has the flags."""
     spec = importlib.util.spec_from_file_location("cuda_build", SOURCES / "build.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def build() -> ModuleType:
+    """The same, told to build for all architectures."""
+    module = load_build()
     module.architectures = lambda: (module.ARCHITECTURES, ())  # type: ignore[attr-defined]
     return module
 
@@ -250,14 +257,14 @@ class Unit:
 
 
 def units(architectures: Iterable[str]) -> list[Unit]:
-    sources = sorted(load_build().SOURCES, key=lambda s: -(ROOT / s).stat().st_size)
+    sources = sorted(build().SOURCES, key=lambda s: -(ROOT / s).stat().st_size)
     return [Unit(source, tuple(architectures)) for source in sources]
 
 
 @cache
 def _compiler() -> tuple[str, bytes]:
     """nvcc's version, and the headers that any source may include."""
-    command = [str(load_build().nvcc()), "--version"]
+    command = [str(build().nvcc()), "--version"]
     version = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     headers = [*SOURCES.glob("*.cuh"), *SOURCES.glob("*.h"), *(ROOT / "csrc/math").glob("*.h")]
     return version, b"".join(p.name.encode() + p.read_bytes() for p in sorted(headers))
@@ -268,7 +275,7 @@ def _command(source: str, output: str, architectures: Iterable[str]) -> list[str
     wanted = {f"sm_{a}" for a in architectures}
     command = [
         part
-        for part in load_build().command(source, output)
+        for part in build().command(source, output)
         if not part.startswith(("--compress-mode", "-Xfatbin"))
         and (not part.startswith("-gencode=") or part.rpartition("code=")[2] in wanted)
     ]

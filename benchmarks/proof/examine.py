@@ -11,6 +11,8 @@ from functools import cached_property
 from multiprocessing import get_context
 from types import ModuleType
 
+from udp_fast.backends.registry import backend
+
 from .chips import ARCHITECTURES, CHIPS, Chip, Prediction, occupancy, own_shared, predict
 from .expected import EXPECTED, Expected, expectation
 from .form import Form, Turn, failures, turn_of
@@ -166,7 +168,6 @@ _READERS: dict[str, Callable[[Examination, object, dict], None]] = {
 
 def uncovered(language: str, found: Examination) -> list[str]:
     """What a backend has and the examination has not, and the reverse."""
-    backend = importlib.import_module(f"udp_fast.backends.{language.lower()}").BACKEND
     mine = [entry for entry in found.entries if entry.form.language == language]
     seen = {entry.form.op for entry in mine}
     if language == "Triton":
@@ -175,7 +176,7 @@ def uncovered(language: str, found: Examination) -> list[str]:
         seen |= triton.ops()  # by way of another op's kernels, too
     errors = [
         f"op {op} of the {language} backend has no kernel that is examined"
-        for op in sorted(set(backend.ops) - seen)
+        for op in sorted(set(backend(language.lower()).ops) - seen)
     ]
     if language == "CUDA":
         from . import cuda

@@ -7,6 +7,7 @@
 #include "../math/half.h"
 #include "../math/lanes.h"
 #include "../math/philox.h"
+#include "philox_wide.h"
 
 namespace udp {
 namespace UDP_ISA {
@@ -215,61 +216,46 @@ struct Sums {
     }
 };
 
-// Sixteen Philox words, each in the low half of a 64-bit lane. vpmuludq reads only that half, so
-// the low product needs no masking: its upper half is rubbish that nobody reads.
-struct Words16 {
-    __m256i v[4];
-    Words16() = default;
-    explicit Words16(__m256i a) : v{a, a, a, a} {}
-    explicit Words16(uint32_t a) : Words16(_mm256_set1_epi64x(a)) {}
+// Four 64-bit lanes, of which Philox uses the low halves: see philox_wide.h.
+struct Wide {
+    __m256i v;
+    Wide() = default;
+    Wide(__m256i a) : v(a) {}
+    explicit Wide(uint32_t a) : v(_mm256_set1_epi64x(a)) {}
 };
-UDP_HD Words16 operator^(const Words16& a, const Words16& b) {
-    Words16 r;
-    for (int i = 0; i < 4; ++i) r.v[i] = _mm256_xor_si256(a.v[i], b.v[i]);
-    return r;
+UDP_HD Wide operator+(Wide a, Wide b) {
+    return _mm256_add_epi64(a.v, b.v);
 }
-UDP_HD void multiply(const Words16& a, uint32_t b, Words16& hi, Words16& lo) {
-    const __m256i factor = _mm256_set1_epi64x(b);
-    for (int i = 0; i < 4; ++i) {
-        lo.v[i] = _mm256_mul_epu32(a.v[i], factor);
-        hi.v[i] = _mm256_srli_epi64(lo.v[i], 32);
-    }
+UDP_HD Wide operator^(Wide a, Wide b) {
+    return _mm256_xor_si256(a.v, b.v);
+}
+UDP_HD Wide product(Wide a, Wide b) {
+    return _mm256_mul_epu32(a.v, b.v);
+}
+UDP_HD Wide upper_half(Wide a) {
+    return _mm256_srli_epi64(a.v, 32);
+}
+// The low halves: even[0], odd[0], even[1], ...
+UDP_HD __m256i join(Wide even, Wide odd) {
+    return _mm256_blend_epi32(even.v, _mm256_slli_epi64(odd.v, 32), 0xaa);
 }
 
-// A key as the rounds use it, in memory: an operand of the xor instead of work for the shuffle
-// unit.
-struct NoiseStream {
-    __m256i draw, step, stream, key0[kPhiloxRounds], key1[kPhiloxRounds];
-    explicit NoiseStream(const NoiseKey& key) {
-        draw = _mm256_set1_epi64x(key.draw);
-        step = _mm256_set1_epi64x(key.step);
-        stream = _mm256_set1_epi64x(key.stream);
-        for (int r = 0; r < kPhiloxRounds; ++r) {
-            key0[r] = _mm256_set1_epi64x(philox_key0(key.key0, r));
-            key1[r] = _mm256_set1_epi64x(philox_key1(key.key1, r));
-        }
-    }
-};
+using Words = WideWords<Wide>;
+using NoiseStream = WideStream<Wide>;
 
 // Blocks in the order 0 2 4 6 | 1 3 5 7 and the same plus eight: interleave4 then transposes within
 // the 128-bit halves only.
 constexpr int kGroups = 1;
 UDP_HD void philox(uint32_t first, const NoiseStream& s, U (&words)[kGroups][4]) {
-    const __m256i base = _mm256_set1_epi64x(first);
-    Words16 c[4] = {Words16(base), Words16(s.draw), Words16(s.step), Words16(s.stream)};
-    c[0].v[0] = _mm256_add_epi64(base, _mm256_setr_epi64x(0, 4, 1, 5));
-    c[0].v[1] = _mm256_add_epi64(base, _mm256_setr_epi64x(2, 6, 3, 7));
-    c[0].v[2] = _mm256_add_epi64(base, _mm256_setr_epi64x(8, 12, 9, 13));
-    c[0].v[3] = _mm256_add_epi64(base, _mm256_setr_epi64x(10, 14, 11, 15));
-    UDP_UNROLL_ROUNDS
-    for (int r = 0; r < kPhiloxRounds; ++r) {
-        philox_round(c, Words16(s.key0[r]), Words16(s.key1[r]));
-    }
-    const auto join = [](__m256i even, __m256i odd) {  // 64-bit lanes to pairs of 32-bit ones
-        return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
-    };
-    for (int k = 0; k < 4; ++k)
+    const Wide base(first);
+    const Words blocks = {
+        base + _mm256_setr_epi64x(0, 4, 1, 5), base + _mm256_setr_epi64x(2, 6, 3, 7),
+        base + _mm256_setr_epi64x(8, 12, 9, 13), base + _mm256_setr_epi64x(10, 14, 11, 15)};
+    Words c[4];
+    philox_wide(blocks, s, c);
+    for (int k = 0; k < 4; ++k) {
         words[0][k] = U(join(c[k].v[0], c[k].v[1]), join(c[k].v[2], c[k].v[3]));
+    }
 }
 
 UDP_HD void interleave4(__m256 a, __m256 b, __m256 c, __m256 d, float* out) {

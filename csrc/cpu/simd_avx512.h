@@ -7,6 +7,7 @@
 #include "../math/half.h"
 #include "../math/lanes.h"
 #include "../math/philox.h"
+#include "philox_wide.h"
 
 namespace udp {
 namespace UDP_ISA {
@@ -228,58 +229,43 @@ struct Sums {
     }
 };
 
-// Thirty-two Philox words, each in the low half of a 64-bit lane: see Words16 in simd_avx2.h.
-struct Words32 {
-    __m512i v[4];
-    Words32() = default;
-    explicit Words32(__m512i a) : v{a, a, a, a} {}
-    explicit Words32(uint32_t a) : Words32(_mm512_set1_epi64(a)) {}
+// Eight 64-bit lanes, of which Philox uses the low halves: see philox_wide.h.
+struct Wide {
+    __m512i v;
+    Wide() = default;
+    Wide(__m512i a) : v(a) {}
+    explicit Wide(uint32_t a) : v(_mm512_set1_epi64(a)) {}
 };
-UDP_HD Words32 operator^(const Words32& a, const Words32& b) {
-    Words32 r;
-    for (int i = 0; i < 4; ++i) r.v[i] = _mm512_xor_si512(a.v[i], b.v[i]);
-    return r;
+UDP_HD Wide operator+(Wide a, Wide b) {
+    return _mm512_add_epi64(a.v, b.v);
 }
-UDP_HD void multiply(const Words32& a, uint32_t b, Words32& hi, Words32& lo) {
-    const __m512i factor = _mm512_set1_epi64(b);
-    for (int i = 0; i < 4; ++i) {
-        lo.v[i] = _mm512_mul_epu32(a.v[i], factor);
-        hi.v[i] = _mm512_srli_epi64(lo.v[i], 32);
-    }
+UDP_HD Wide operator^(Wide a, Wide b) {
+    return _mm512_xor_si512(a.v, b.v);
+}
+UDP_HD Wide product(Wide a, Wide b) {
+    return _mm512_mul_epu32(a.v, b.v);
+}
+UDP_HD Wide upper_half(Wide a) {
+    return _mm512_srli_epi64(a.v, 32);
+}
+// The low halves: even[0], odd[0], even[1], ...
+UDP_HD U join(Wide even, Wide odd) {
+    return _mm512_mask_blend_epi32(0xaaaa, even.v, _mm512_slli_epi64(odd.v, 32));
 }
 
-struct NoiseStream {
-    __m512i draw, step, stream, key0[kPhiloxRounds], key1[kPhiloxRounds];
-    explicit NoiseStream(const NoiseKey& key) {
-        draw = _mm512_set1_epi64(key.draw);
-        step = _mm512_set1_epi64(key.step);
-        stream = _mm512_set1_epi64(key.stream);
-        for (int r = 0; r < kPhiloxRounds; ++r) {
-            key0[r] = _mm512_set1_epi64(philox_key0(key.key0, r));
-            key1[r] = _mm512_set1_epi64(philox_key1(key.key1, r));
-        }
-    }
-};
+using Words = WideWords<Wide>;
+using NoiseStream = WideStream<Wide>;
 
 // A group's blocks in the order 0 4 8 12 | 1 5 9 13 | 2 6 10 14 | 3 7 11 15: interleave4 then
 // transposes within the 128-bit quarters only.
 constexpr int kGroups = 2;
 UDP_HD void philox(uint32_t first, const NoiseStream& s, U (&words)[kGroups][4]) {
-    const __m512i even = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
-    Words32 c[4] = {Words32(_mm512_add_epi64(_mm512_set1_epi64(first), even)), Words32(s.draw),
-                    Words32(s.step), Words32(s.stream)};
-    c[0].v[1] = _mm512_add_epi64(c[0].v[0], _mm512_set1_epi64(4));
-    c[0].v[2] = _mm512_add_epi64(c[0].v[0], _mm512_set1_epi64(16));
-    c[0].v[3] = _mm512_add_epi64(c[0].v[0], _mm512_set1_epi64(20));
-    UDP_UNROLL_ROUNDS
-    for (int r = 0; r < kPhiloxRounds; ++r) {
-        philox_round(c, Words32(s.key0[r]), Words32(s.key1[r]));
-    }
+    const Wide base = Wide(first) + _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+    const Words blocks = {base, base + Wide(4u), base + Wide(16u), base + Wide(20u)};
+    Words c[4];
+    philox_wide(blocks, s, c);
     for (int g = 0; g < kGroups; ++g) {
-        for (int k = 0; k < 4; ++k) {
-            const __m512i odd = _mm512_slli_epi64(c[k].v[2 * g + 1], 32);
-            words[g][k] = _mm512_mask_blend_epi32(0xaaaa, c[k].v[2 * g], odd);
-        }
+        for (int k = 0; k < 4; ++k) words[g][k] = join(c[k].v[2 * g], c[k].v[2 * g + 1]);
     }
 }
 UDP_HD void interleave4(const F (&w)[4], float* out) {

@@ -162,7 +162,7 @@ struct Sums {
     void store(double* out) const { memcpy(out, v, sizeof v); }
 };
 
-// A key as philox16 likes it, made once for many blocks.
+// A key, made ready once for many blocks.
 struct NoiseStream {
     NoiseKey key;
     explicit NoiseStream(const NoiseKey& k) : key(k) {}

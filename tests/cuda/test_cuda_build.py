@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import resource
@@ -15,18 +14,11 @@ from types import ModuleType
 
 import pytest
 
+from benchmarks.proof.cuda import load_build
+
 ROOT = Path(__file__).parents[2]
 VARIABLES = ("UDP_NO_CUDA", "FORCE_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CUDA_PATH")
 SOURCES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cuda/*.cu"))
-
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("cuda_build", ROOT / "csrc/cuda/build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -34,7 +26,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """A fresh csrc/cuda/build.py in an environment that asks for nothing."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    return load()
+    return load_build()
 
 
 def test_every_source_is_built(build: ModuleType) -> None:
@@ -223,7 +215,7 @@ class Built:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    if load().nvcc() is None:
+    if load_build().nvcc() is None:
         pytest.skip("no nvcc: install the CUDA toolkit, or nvidia-cuda-nvcc from PyPI")
     folder = tmp_path_factory.mktemp("cuda")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -63,16 +63,10 @@ def pixels(shape: tuple[int, ...], layout: Any) -> Tensor:
     return drawn.to(torch.uint8).contiguous(memory_format=layout)
 
 
-every_operand = [
-    pytest.mark.parametrize("shape", SHAPES, ids=str),
-    pytest.mark.parametrize("dtype", DTYPES, ids=str),
-    pytest.mark.parametrize("layout", FORMATS, ids=str),
-]
-
-
 def operands(test: Any) -> Any:
-    for mark in every_operand:
-        test = mark(test)
+    """Every shape, dtype and memory format."""
+    for name, choices in (("shape", SHAPES), ("dtype", DTYPES), ("layout", FORMATS)):
+        test = pytest.mark.parametrize(name, choices, ids=str)(test)
     return test
 
 

@@ -6,7 +6,6 @@ is for the emulator and the interpreter.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,18 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from udp_fast.backends.registry import Backend
+from udp_fast.backends.registry import Backend, backend
 from udp_fast.ops import noise_key
 
 SHAPES = ((4, 3, 256, 256), (3, 4, 64, 64), (1, 3, 255, 253))
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
-
-
-def backend(name: str) -> Backend:
-    """Also one that calls are not dispatched to."""
-    found = importlib.import_module(f"udp_fast.backends.{name}").BACKEND
-    assert isinstance(found, Backend)
-    return found
 
 
 def calls(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:

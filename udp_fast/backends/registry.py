@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from typing import Any
 
 #: Tried in this order; `reference` defines every op and takes every call the others decline.
@@ -31,13 +32,12 @@ class Backend:
     missing: str = ""
 
 
-def one_by_one(args: tuple[Any, ...]) -> Iterator[Any]:
+def one_by_one(args: tuple[Any, ...]) -> Iterable[Any]:
     """An op's arguments, and in place of a list what is in it."""
-    for value in args:
-        if isinstance(value, (list, tuple)):
-            yield from value
-        else:
-            yield value
+    if {list, tuple}.isdisjoint(map(type, args)):  # nearly every call: as cheap as it gets
+        return args
+    pieces = (value if isinstance(value, (list, tuple)) else (value,) for value in args)
+    return chain.from_iterable(pieces)
 
 
 @cache

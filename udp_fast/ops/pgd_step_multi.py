@@ -119,10 +119,12 @@ def pgd_step_multi_(
         (lo, hi) if out_range is None else check.check_range(op, "out_range", out_range)
     )
     check.check_float_dtype(op, "out_dtype", out_dtype)
+    seen: set[int] = set()
     for i, delta in enumerate(deltas):
         check.check_updatable(op, f"deltas[{i}]", delta)
-        if any(delta is other for other in deltas[:i]):
+        if id(delta) in seen:
             raise ValueError(f"{op}: deltas[{i}]: got a tensor for the second time")
+        seen.add(id(delta))
     if not deltas:
         return PGDStepMulti([], torch.zeros(0, dtype=torch.int64))
     grads, xs = [g.detach() for g in grads], [x.detach() for x in xs]
