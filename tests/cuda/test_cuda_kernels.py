@@ -408,6 +408,12 @@ def test_quantize_takes_every_option(
         assert_same(*both("quantize", value, original, eps, key, kind, -1.0, 1.0))
 
 
+def test_quantize_rounds_halves_to_even() -> None:
+    halves = torch.arange(-7.5, 8).reshape(1, 1, 4, 4)
+    original, eps = torch.full(halves.shape, 128, dtype=U8), torch.tensor(8 / 255)
+    assert_same(*both("quantize", halves, original, eps, None, "delta", 0.0, 255.0))
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided", "reversed_dims"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_image_scale(dtype: torch.dtype, layout: str) -> None:

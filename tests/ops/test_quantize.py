@@ -55,6 +55,14 @@ def test_never_leaves_the_budget(backend_name, c):
     assert ((out.int() - original.int()).abs() <= c["levels"]).all()
 
 
+def test_halves_go_to_the_even_level(backend_name):
+    delta = torch.arange(-7.5, 8).reshape(1, 1, 4, 4)
+    original = torch.full(delta.shape, 128, dtype=torch.uint8)
+    out = quantize(delta, original, eps=8 / 255, range=(0.0, 255.0))
+    even = [-8, -6, -6, -4, -4, -2, -2, 0, 0, 2, 2, 4, 4, 6, 6, 8]
+    assert (out.int() - 128).flatten().tolist() == even
+
+
 @given(calls)
 def test_agrees_with_the_float64_reference(backend_name, c):
     value, original, eps, key = build(c)
