@@ -81,9 +81,10 @@ def streams(
     name, _, group = layout.rstrip(">").partition("<")
     if name == "Strided":  # an element an access, wherever it lies
         return None
-    elements = int(group) * (4 if name == "Interleaved" else 1)
+    interleaved = name == "Interleaved"  # four pixels: of three channels no multiple of 16 bytes
+    elements = int(group) * (4 if interleaved else 1)
     sizes = [tuple(TYPES[t][1] for t in types) for types in (loads, stores)]
-    return Stream(sizes[0], sizes[1], elements, elements, gathers)
+    return Stream(*sizes, elements, elements, gathers, widest=8 if interleaved else 16)
 
 
 @gate("q_sample", "Sample")

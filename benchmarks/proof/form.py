@@ -23,6 +23,8 @@ class Stream:
     group: int  # elements that a thread handles in one turn, before any unrolling
     run: int  # how many of them lie side by side
     gathers: bool = False  # has another way through the loop, which picks elements one by one
+    #: Bytes of an access to the widest operand: less only where an image's layout leaves no choice.
+    widest: int = 16
 
     def width(self, size: int) -> int:
         """Bytes of an access: the widest power of two that a run is a multiple of, at most 16."""
@@ -112,6 +114,10 @@ def _stream_failures(form: Form, stream: Stream, architecture: str, code: Code) 
         return
     if code.count("BAR", "LDS", "STS"):
         yield "the main loop goes through shared memory"
+    # The accesses below are as wide as the group allows: the group itself must not be too small.
+    widest = min(max(map(stream.width, loads + stores)) for loads, stores in stream.choices)
+    if widest < stream.widest:
+        yield f"groups so small that no access has more than {widest} bytes, not {stream.widest}"
     turn = turn_of(stream, code)
     if stream.gathers:
         wide = {stream.width(size) for sizes in (*stream.loads, *stream.stores) for size in sizes}

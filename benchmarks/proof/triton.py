@@ -40,6 +40,7 @@ def form_of(variant: Variant) -> Form:
             stores=tuple((variant.streams[name],) for name in variant.stored),
             group=variant.elements,
             run=4 if interleaved else variant.constants["WIDTH"],
+            widest=8 if interleaved else 16,  # four neighbours of a draw
         )
     return Form(
         language="Triton",

@@ -50,6 +50,12 @@ def test_a_scalar_loop_is_caught(kernels: dict[str, Code]) -> None:
     assert "needs 1 load of 16 bytes, 1 store of 16 bytes" in found
 
 
+def test_a_group_of_one_is_no_way_around_it(kernels: dict[str, Code]) -> None:
+    small = dataclasses.replace(FORM, stream=dataclasses.replace(STREAM, group=1, run=1))
+    (found,) = failures(small, "90", kernels["narrow"])
+    assert "no access has more than 4 bytes, not 16" in found
+
+
 def test_an_operand_that_is_read_twice_is_caught(kernels: dict[str, Code]) -> None:
     (found,) = failures(FORM, "90", kernels["twice"])
     assert "loads of 16 bytes" in found
