@@ -17,6 +17,7 @@ OPS = (
     "q_sample",
     "denoising_loss",
     "quantize",
+    "group_norm_silu",
     "image_scale",
 )
 

@@ -6,6 +6,7 @@ The formulas in code are in `udp_fast.backends.reference`, one file of the same 
 from ..backends import trace
 from .budget import Budget
 from .denoising_loss import accumulate_timesteps_, denoising_loss
+from .group_norm_silu import group_norm_silu
 from .image_scale import image_scale
 from .noise import Stream, image_id, noise_key
 from .pgd_step import FunctionalPGDStep, PGDStep, pgd_step, pgd_step_
@@ -23,6 +24,7 @@ __all__ = [
     "Stream",
     "accumulate_timesteps_",
     "denoising_loss",
+    "group_norm_silu",
     "image_id",
     "image_scale",
     "noise_key",
