@@ -14,17 +14,19 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .engine.api import protect
     from .explain import explain
+    from .ops.attention import attention
     from .ops.budget import Budget
     from .ops.group_norm_silu import group_norm_silu
 
 _LAZY = {
     "Budget": "udp_fast.ops.budget",
+    "attention": "udp_fast.ops.attention",
     "explain": "udp_fast.explain",
     "group_norm_silu": "udp_fast.ops.group_norm_silu",
     "protect": "udp_fast.engine.api",
 }
 
-__all__ = ["Budget", "__version__", "explain", "group_norm_silu", "protect"]
+__all__ = ["Budget", "__version__", "attention", "explain", "group_norm_silu", "protect"]
 
 
 def __getattr__(name: str) -> Any:

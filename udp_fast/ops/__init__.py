@@ -4,6 +4,7 @@ The formulas in code are in `udp_fast.backends.reference`, one file of the same 
 """
 
 from ..backends import trace
+from .attention import attention
 from .budget import Budget
 from .denoising_loss import accumulate_timesteps_, denoising_loss
 from .group_norm_silu import group_norm_silu
@@ -23,6 +24,7 @@ __all__ = [
     "PGDStepMulti",
     "Stream",
     "accumulate_timesteps_",
+    "attention",
     "denoising_loss",
     "group_norm_silu",
     "image_id",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..registry import Backend
+from .attention import attention, attention_backward
 from .denoising_loss import denoising_loss
 from .group_norm_silu import group_norm_silu, group_norm_silu_backward
 from .image_scale import image_scale
@@ -21,6 +22,8 @@ def _not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
 BACKEND = Backend(
     name="reference",
     ops={
+        "attention": attention,
+        "attention_backward": attention_backward,
         "denoising_loss": denoising_loss,
         "group_norm_silu": group_norm_silu,
         "group_norm_silu_backward": group_norm_silu_backward,
