@@ -148,6 +148,36 @@ void image_scale(const py::tuple& shape, const py::object& x, const py::object& 
     udp::image_scale(args, sizes, threads);
 }
 
+// (images, height, width, in, out), (out stride, in stride) of the weight
+udp::Conv3x3 conv3x3_sizes(const std::array<int64_t, 5>& sizes) {
+    udp::Conv3x3 args{};
+    args.images = sizes[0];
+    args.height = sizes[1];
+    args.width = sizes[2];
+    args.in = sizes[3];
+    args.out = sizes[4];
+    return args;
+}
+
+int64_t conv3x3_workspace(const std::array<int64_t, 5>& sizes, int threads) {
+    return udp::conv3x3_workspace(conv3x3_sizes(sizes), threads);
+}
+
+void conv3x3(const std::array<int64_t, 5>& sizes, uintptr_t x, uintptr_t weight,
+             std::array<int64_t, 2> strides, bool flipped, uintptr_t bias, uintptr_t y,
+             uintptr_t workspace, int threads) {
+    udp::Conv3x3 args = conv3x3_sizes(sizes);
+    args.x = reinterpret_cast<const float*>(x);
+    args.weight = reinterpret_cast<const float*>(weight);
+    args.bias = reinterpret_cast<const float*>(bias);
+    args.y = reinterpret_cast<float*>(y);
+    args.out_stride = strides[0];
+    args.in_stride = strides[1];
+    args.flipped = flipped;
+    py::gil_scoped_release release;
+    udp::conv3x3(args, reinterpret_cast<float*>(workspace), threads);
+}
+
 std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
     uint32_t words[4] = {counter[0], counter[1], counter[2], counter[3]};
     udp::philox4x32_10(words, key[0], key[1]);
@@ -173,6 +203,8 @@ PYBIND11_MODULE(_native, m) {
     m.def("denoising_loss", &denoising_loss);
     m.def("quantize", &quantize);
     m.def("image_scale", &image_scale);
+    m.def("conv3x3_workspace", &conv3x3_workspace);
+    m.def("conv3x3", &conv3x3);
 
     m.def(
         "compiled_isas", [] { return isa_names(false); },

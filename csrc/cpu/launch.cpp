@@ -240,6 +240,59 @@ void image_scale(ImageScale args, Shape shape, int threads) {
                [&](int64_t image, int64_t chunk) { k.image_scale(args, plan, image, chunk); });
 }
 
+namespace {
+
+// Tiles are transformed a band at a time: as many rows of them as take about 16 MB, all images' rows
+// one after the other.
+struct ConvBands {
+    int64_t rows, tiles_floats, scratch_floats;
+};
+
+ConvBands conv_bands(Conv3x3& args) {
+    args.tile_rows = (args.height + 3) / 4;
+    args.tile_columns = (args.width + 3) / 4;
+    args.tiles_pitch = (args.in + 15) / 16 * 16;
+    const int64_t all = args.images * args.tile_rows;
+    const int64_t fit = (int64_t{4} << 20) / (36 * args.tiles_pitch * args.tile_columns);
+    const int64_t rows = fit < 1 ? 1 : fit < all ? fit : all;
+    const int64_t tiles = rows * args.tile_columns;
+    args.tiles_slice = tiles * args.tiles_pitch + 16;
+    return {rows, 36 * args.tiles_slice,
+            36 * (conv_products_slice(tiles) + kConvDepth * kConvBlock)};
+}
+
+}  // namespace
+
+int64_t conv3x3_workspace(const Conv3x3& args, int threads) {
+    Conv3x3 sized = args;
+    const ConvBands bands = conv_bands(sized);
+    return bands.tiles_floats + threads * bands.scratch_floats;
+}
+
+void conv3x3(Conv3x3 args, float* workspace, int threads) {
+    const Kernels& k = kernels();
+    const ConvBands bands = conv_bands(args);
+    args.tiles = workspace;
+    // Which thread takes a block is left open, so each takes a free part of the workspace with it.
+    std::vector<std::atomic_flag> taken(static_cast<size_t>(threads));
+    for (std::atomic_flag& flag : taken) flag.clear();
+    const int64_t all = args.images * args.tile_rows;
+    for (int64_t first = 0; first < all; first += bands.rows) {
+        const int64_t rows = all - first < bands.rows ? all - first : bands.rows;
+        parallel_for(rows, 1, threads, [&](int64_t row) { k.conv_tiles(args, first + row, row); });
+        parallel_for((args.out + kConvBlock - 1) / kConvBlock, 1, threads, [&](int64_t block) {
+            size_t place = 0;
+            while (taken[place].test_and_set(std::memory_order_acquire)) {
+                place = (place + 1) % taken.size();
+            }
+            float* scratch = workspace + bands.tiles_floats +
+                             static_cast<int64_t>(place) * bands.scratch_floats;
+            k.conv_block(args, first, rows, block, scratch);
+            taken[place].clear(std::memory_order_release);
+        });
+    }
+}
+
 void copy(float* to, const float* from, int64_t n, bool stream, int threads) {
     const Kernels& k = kernels();
     parallel_for((n + kChunk - 1) / kChunk, 1, threads, [&](int64_t item) {

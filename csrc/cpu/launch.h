@@ -33,6 +33,10 @@ void quantize(Quantize args, Shape shape, PerImage<float> eps, int threads);
 
 void image_scale(ImageScale args, Shape shape, int threads);
 
+// x, weight, bias, y and the sizes given. workspace: conv3x3_workspace(args, threads) floats.
+int64_t conv3x3_workspace(const Conv3x3& args, int threads);
+void conv3x3(Conv3x3 args, float* workspace, int threads);
+
 void copy(float* to, const float* from, int64_t n, bool stream, int threads);
 
 }  // namespace udp

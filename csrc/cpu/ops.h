@@ -103,6 +103,25 @@ struct ImageScale {
     bool stream;
 };
 
+// A 3x3 convolution of stride 1 with a frame of zeros, channel fastest in memory; see conv3x3.h.
+struct Conv3x3 {
+    const float *x, *weight, *bias;  // [images, height, width, in], nine taps together, [out] or null
+    float* y;                        // [images, height, width, out]
+    int64_t images, height, width, in, out;
+    int64_t out_stride, in_stride;  // of the weight, in elements
+    bool flipped;                   // the taps in reverse order: the gradient with respect to x
+    int64_t tile_rows, tile_columns;  // of one image, in tiles of 4x4 results
+    float* tiles;                     // [36][band's tiles][tiles_pitch], slices tiles_slice apart
+    int64_t tiles_pitch, tiles_slice;
+};
+// Output channels that a thread takes at a time, and input channels whose transformed taps it keeps
+// (36 * 128 * 32 floats are 0.6 MB).
+constexpr int64_t kConvBlock = 32, kConvDepth = 128;
+// A power of two between the 36 slices would put them all in one set of the caches.
+inline int64_t conv_products_slice(int64_t tiles) {
+    return tiles * kConvBlock + 16;
+}
+
 // Each function serves one chunk of one image.
 struct Kernels {
     const char* isa;
@@ -113,6 +132,9 @@ struct Kernels {
     double (*denoising_loss)(const DenoisingLoss&, const Plan&, int64_t image, int64_t chunk);
     void (*quantize)(const Quantize&, const Plan&, int64_t image, int64_t chunk);
     void (*image_scale)(const ImageScale&, const Plan&, int64_t image, int64_t chunk);
+    void (*conv_tiles)(const Conv3x3&, int64_t row, int64_t local);
+    void (*conv_block)(const Conv3x3&, int64_t first_row, int64_t rows, int64_t block,
+                       float* scratch);
     void (*copy)(float* to, const float* from, int64_t n, bool stream);
 };
 

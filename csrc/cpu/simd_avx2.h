@@ -271,6 +271,9 @@ UDP_HD void interleave4(const F (&w)[4], float* out) {
     interleave4(w[0].hi, w[1].hi, w[2].hi, w[3].hi, out + 32);
 }
 
+// Sums that a matrix product keeps in registers: rows, and vectors of 16 to each.
+constexpr int kGemmRows = 6, kGemmLanes = 1;
+
 }  // namespace
 }  // namespace UDP_ISA
 }  // namespace udp

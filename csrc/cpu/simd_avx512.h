@@ -279,6 +279,9 @@ UDP_HD void interleave4(const F (&w)[4], float* out) {
     _mm512_storeu_ps(out + 48, _mm512_shuffle_ps(ab_hi, cd_hi, 0xee));
 }
 
+// Sums that a matrix product keeps in registers: rows, and vectors of 16 to each.
+constexpr int kGemmRows = 8, kGemmLanes = 2;
+
 }  // namespace
 }  // namespace UDP_ISA
 }  // namespace udp

@@ -186,6 +186,9 @@ UDP_HD void interleave4(const F (&w)[4], float* out) {
     }
 }
 
+// Sums that a matrix product keeps in registers: rows, and vectors of 16 to each.
+constexpr int kGemmRows = 4, kGemmLanes = 1;
+
 #undef UDP_LANES
 
 }  // namespace

@@ -1,0 +1,211 @@
+// conv3x3: by Winograd's F(4x4, 3x3), see ../math/winograd.h.
+//
+// The image's 6x6 tiles are transformed once, into 36 matrices [tiles, in]. Then a thread takes 32
+// output channels: it transforms their taps, a stretch of input channels at a time so that they stay
+// in its second-level cache, multiplies them with the 36 matrices, and transforms the products into
+// results. Taps are never stored for longer, so nothing can go stale when the weights change.
+#pragma once
+
+#include "../math/winograd.h"
+#include "rows.h"
+
+namespace udp {
+namespace UDP_ISA {
+namespace {
+
+// The first n lanes, zeros after them.
+UDP_HD F load_some(const float* p, int64_t n) {
+    if (n >= 16) return load16(p);
+    float values[16] = {};
+    memcpy(values, p, static_cast<size_t>(n) * sizeof(float));
+    return load16(values);
+}
+UDP_HD void store_some(float* p, const F& a, int64_t n) {
+    if (n >= 16) return store16(p, a);
+    float values[16];
+    store16(values, a);
+    memcpy(p, values, static_cast<size_t>(n) * sizeof(float));
+}
+
+// A tile's pixels, null where the image has ended and zeros stand.
+struct Tile {
+    const float* pixel[6][6];
+};
+
+UDP_HD void conv_transform_tile(const Conv3x3& a, const Tile& tile, float* out) {
+    for (int64_t c = 0; c < a.in; c += 16) {
+        F half[6][6];
+        for (int j = 0; j < 6; ++j) {
+            F d[6], v[6];
+            for (int i = 0; i < 6; ++i) {
+                const float* p = tile.pixel[i][j];
+                d[i] = p == nullptr ? F(0.0f) : load_some(p + c, a.in - c);
+            }
+            winograd_input(d, v);
+            for (int i = 0; i < 6; ++i) half[i][j] = v[i];
+        }
+        for (int i = 0; i < 6; ++i) {
+            F v[6];
+            winograd_input(half[i], v);
+            for (int j = 0; j < 6; ++j) store16(out + (6 * i + j) * a.tiles_slice + c, v[j]);
+        }
+    }
+}
+
+// The tiles of one row of them (counted through all images) into place `local` of the band.
+void conv_tiles(const Conv3x3& a, int64_t row, int64_t local) {
+    const int64_t top = row % a.tile_rows * 4 - 1;
+    const float* image = a.x + row / a.tile_rows * a.height * a.width * a.in;
+    for (int64_t column = 0; column < a.tile_columns; ++column) {
+        const int64_t left = column * 4 - 1;
+        Tile tile;
+        for (int i = 0; i < 6; ++i) {
+            for (int j = 0; j < 6; ++j) {
+                const int64_t y = top + i, x = left + j;
+                const bool inside = y >= 0 && y < a.height && x >= 0 && x < a.width;
+                tile.pixel[i][j] = inside ? image + (y * a.width + x) * a.in : nullptr;
+            }
+        }
+        conv_transform_tile(a, tile,
+                            a.tiles + (local * a.tile_columns + column) * a.tiles_pitch);
+    }
+}
+
+// Taps of the output channels first .. first + 31 and `depth` input channels from c0 on, transformed:
+// [36][panels][kConvDepth][kGemmLanes * 16].
+constexpr int kPanels = 2 / kGemmLanes, kPanel = 16 * kGemmLanes;
+
+UDP_NOINLINE void conv_taps(const Conv3x3& a, int64_t first, int64_t c0, int64_t depth, float* out) {
+    for (int64_t c = 0; c < depth; ++c) {
+        for (int half = 0; half < 2; ++half) {
+            float taps[9][16] = {};
+            const int64_t k0 = first + 16 * half, rest = a.out - k0;
+            const float* w = a.weight + k0 * a.out_stride + (c0 + c) * a.in_stride;
+            for (int lane = 0; lane < 16 && lane < rest; ++lane, w += a.out_stride) {
+                for (int tap = 0; tap < 9; ++tap) taps[tap][lane] = w[a.flipped ? 8 - tap : tap];
+            }
+            F columns[6][3];
+            for (int j = 0; j < 3; ++j) {
+                const F g[3] = {load16(taps[j]), load16(taps[3 + j]), load16(taps[6 + j])};
+                F u[6];
+                winograd_taps(g, u);
+                for (int i = 0; i < 6; ++i) columns[i][j] = u[i];
+            }
+            const int panel = kGemmLanes == 2 ? 0 : half, lane = kGemmLanes == 2 ? 16 * half : 0;
+            for (int i = 0; i < 6; ++i) {
+                F u[6];
+                winograd_taps(columns[i], u);
+                for (int j = 0; j < 6; ++j) {
+                    const int64_t row = ((6 * i + j) * kPanels + panel) * kConvDepth + c;
+                    store16(out + row * kPanel + lane, u[j]);
+                }
+            }
+        }
+    }
+}
+
+// to[R][kPanel] (+)= tiles[R][depth] taps[depth][kPanel]
+template <int R>
+UDP_HD void conv_multiply_rows(const float* tiles, int64_t pitch, const float* taps, int64_t depth,
+                               float* to, bool add) {
+    F sum[R][kGemmLanes];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+        for (int l = 0; l < kGemmLanes; ++l) {
+            sum[r][l] = add ? load16(to + r * kConvBlock + 16 * l) : F(0.0f);
+        }
+    }
+    for (int64_t c = 0; c < depth; ++c) {
+        F tap[kGemmLanes];
+#pragma GCC unroll 2
+        for (int l = 0; l < kGemmLanes; ++l) tap[l] = load16(taps + c * kPanel + 16 * l);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            const F value(tiles[r * pitch + c]);
+#pragma GCC unroll 2
+            for (int l = 0; l < kGemmLanes; ++l) sum[r][l] = fma(value, tap[l], sum[r][l]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+        for (int l = 0; l < kGemmLanes; ++l) store16(to + r * kConvBlock + 16 * l, sum[r][l]);
+    }
+}
+
+// As many rows as kGemmRows at once, what is left by the same code for fewer.
+template <int R>
+UDP_HD void conv_multiply_last(int64_t rows, const float* tiles, int64_t pitch, const float* taps,
+                               int64_t depth, float* to, bool add) {
+    if constexpr (R > 0) {
+        if (rows == R) return conv_multiply_rows<R>(tiles, pitch, taps, depth, to, add);
+        conv_multiply_last<R - 1>(rows, tiles, pitch, taps, depth, to, add);
+    }
+}
+
+UDP_NOINLINE void conv_multiply(int64_t rows, const float* tiles, int64_t pitch, const float* taps,
+                                int64_t depth, float* to, bool add) {
+    int64_t r = 0;
+    for (; r + kGemmRows <= rows; r += kGemmRows) {
+        conv_multiply_rows<kGemmRows>(tiles + r * pitch, pitch, taps, depth, to + r * kConvBlock,
+                                      add);
+    }
+    conv_multiply_last<kGemmRows - 1>(rows - r, tiles + r * pitch, pitch, taps, depth,
+                                      to + r * kConvBlock, add);
+}
+
+// The results of tile `local` of the band, for 16 output channels from k on.
+UDP_HD void conv_results(const Conv3x3& a, const float* products, int64_t slice, int64_t row,
+                         int64_t column, int64_t k) {
+    F half[4][6];
+    for (int j = 0; j < 6; ++j) {
+        F m[6], y[4];
+        for (int i = 0; i < 6; ++i) m[i] = load16(products + (6 * i + j) * slice);
+        winograd_output(m, y);
+        for (int i = 0; i < 4; ++i) half[i][j] = y[i];
+    }
+    const int64_t channels = a.out - k;
+    const F bias = a.bias == nullptr ? F(0.0f) : load_some(a.bias + k, channels);
+    float* image = a.y + row / a.tile_rows * a.height * a.width * a.out;
+    for (int i = 0; i < 4; ++i) {
+        const int64_t y = row % a.tile_rows * 4 + i;
+        if (y >= a.height) return;
+        F values[4];
+        winograd_output(half[i], values);
+        for (int j = 0; j < 4; ++j) {
+            const int64_t x = column * 4 + j;
+            if (x >= a.width) break;
+            store_some(image + (y * a.width + x) * a.out + k, values[j] + bias, channels);
+        }
+    }
+}
+
+// Output channels 32 * block .. + 31 of the band's tiles, whose first row is first_row.
+void conv_block(const Conv3x3& a, int64_t first_row, int64_t rows, int64_t block, float* scratch) {
+    const int64_t count = rows * a.tile_columns, slice = conv_products_slice(count);
+    float *products = scratch, *taps = scratch + 36 * slice;
+    const int64_t k0 = block * kConvBlock;
+    for (int64_t c0 = 0; c0 < a.in; c0 += kConvDepth) {
+        const int64_t depth = a.in - c0 < kConvDepth ? a.in - c0 : kConvDepth;
+        conv_taps(a, k0, c0, depth, taps);
+        for (int point = 0; point < 36; ++point) {
+            const float* tiles = a.tiles + point * a.tiles_slice + c0;
+            for (int panel = 0; panel < kPanels; ++panel) {
+                conv_multiply(count, tiles, a.tiles_pitch,
+                              taps + (point * kPanels + panel) * kConvDepth * kPanel, depth,
+                              products + point * slice + panel * kPanel, c0 > 0);
+            }
+        }
+    }
+    for (int64_t tile = 0; tile < count; ++tile) {
+        for (int64_t k = 0; k < kConvBlock && k0 + k < a.out; k += 16) {
+            conv_results(a, products + tile * kConvBlock + k, slice,
+                         first_row + tile / a.tile_columns, tile % a.tile_columns, k0 + k);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace UDP_ISA
+}  // namespace udp

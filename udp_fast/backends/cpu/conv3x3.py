@@ -1,0 +1,78 @@
+"""conv3x3 on csrc/cpu: Winograd's F(4x4, 3x3), the taps transformed anew in every call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .native import module
+
+#: Fewer channels than this are a bad use of tiles and of vectors of output channels.
+LEAST_CHANNELS = 16
+
+
+def not_supported_reasons(x: Tensor, weight: Tensor) -> list[str]:
+    """Why not this call; ``x`` and ``weight`` of either op."""
+    reasons = []
+    for name, tensor in (("the input", x), ("the weight", weight)):
+        if not tensor.is_cpu:
+            reasons.append(f"{name} is on {tensor.device}, not in the processor's memory")
+        elif tensor.dtype != torch.float32:
+            reasons.append(f"{name} is {tensor.dtype}; only float32 is served")
+    if reasons:
+        return reasons
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        reasons.append("the input is not channels_last")
+    if min(weight.shape[:2]) < LEAST_CHANNELS:
+        reasons.append(
+            f"{min(weight.shape[:2])} channels; torch's convolution is faster below {LEAST_CHANNELS}"
+        )
+    height, width = x.shape[2:]
+    if 36 * (-(-height // 4)) * (-(-width // 4)) >= 9 * height * width:
+        reasons.append(f"4×4 tiles of {height}×{width} pixels save no multiplication")
+    if module().isa() == "baseline":
+        reasons.append("the baseline instruction set has no fused multiply-add")
+    return reasons
+
+
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    weight = weight.contiguous()
+    return _convolve(x, weight, weight.shape[0], weight.stride()[:2], False, bias)
+
+
+def conv3x3_dx(grad: Tensor, weight: Tensor) -> Tensor:
+    # dL/dx is the convolution of dL/dy with the taps reversed and the channels' roles exchanged.
+    weight = weight.contiguous()
+    return _convolve(grad, weight, weight.shape[1], weight.stride()[1::-1], True, None)
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    out: int,
+    strides: tuple[int, ...],
+    flipped: bool,
+    bias: Tensor | None,
+) -> Tensor:
+    images, channels, height, width = x.shape
+    y = torch.empty(
+        (images, out, height, width), dtype=x.dtype, memory_format=torch.channels_last
+    )
+    if y.numel() == 0:
+        return y
+    if bias is not None:
+        bias = bias.contiguous()
+    sizes, threads = (images, height, width, channels, out), torch.get_num_threads()
+    workspace = torch.empty(module().conv3x3_workspace(sizes, threads), dtype=torch.float32)
+    module().conv3x3(
+        sizes,
+        x.data_ptr(),
+        weight.data_ptr(),
+        strides,
+        flipped,
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        workspace.data_ptr(),
+        threads,
+    )
+    return y
