@@ -148,7 +148,7 @@ void image_scale(const py::tuple& shape, const py::object& x, const py::object& 
     udp::image_scale(args, sizes, threads);
 }
 
-// (images, height, width, in, out), (out stride, in stride) of the weight
+// (images, height, width, in, out)
 udp::Conv3x3 conv3x3_sizes(const std::array<int64_t, 5>& sizes) {
     udp::Conv3x3 args{};
     args.images = sizes[0];
@@ -164,13 +164,16 @@ int64_t conv3x3_workspace(const std::array<int64_t, 5>& sizes, int threads) {
 }
 
 void conv3x3(const std::array<int64_t, 5>& sizes, uintptr_t x, uintptr_t weight,
-             std::array<int64_t, 2> strides, bool flipped, uintptr_t bias, uintptr_t y,
-             uintptr_t workspace, int threads) {
+             const std::array<int64_t, 3>& x_strides, const std::array<int64_t, 2>& strides,
+             bool flipped, uintptr_t bias, uintptr_t y, uintptr_t workspace, int threads) {
     udp::Conv3x3 args = conv3x3_sizes(sizes);
     args.x = reinterpret_cast<const float*>(x);
     args.weight = reinterpret_cast<const float*>(weight);
     args.bias = reinterpret_cast<const float*>(bias);
     args.y = reinterpret_cast<float*>(y);
+    args.x_image = x_strides[0];
+    args.x_row = x_strides[1];
+    args.x_pixel = x_strides[2];
     args.out_stride = strides[0];
     args.in_stride = strides[1];
     args.flipped = flipped;

@@ -55,7 +55,7 @@ UDP_HD void conv_transform_tile(const Conv3x3& a, const Tile& tile, float* out) 
 // The tiles of one row of them (counted through all images) into place `local` of the band.
 void conv_tiles(const Conv3x3& a, int64_t row, int64_t local) {
     const int64_t top = row % a.tile_rows * 4 - 1;
-    const float* image = a.x + row / a.tile_rows * a.height * a.width * a.in;
+    const float* image = a.x + row / a.tile_rows * a.x_image;
     for (int64_t column = 0; column < a.tile_columns; ++column) {
         const int64_t left = column * 4 - 1;
         Tile tile;
@@ -63,7 +63,7 @@ void conv_tiles(const Conv3x3& a, int64_t row, int64_t local) {
             for (int j = 0; j < 6; ++j) {
                 const int64_t y = top + i, x = left + j;
                 const bool inside = y >= 0 && y < a.height && x >= 0 && x < a.width;
-                tile.pixel[i][j] = inside ? image + (y * a.width + x) * a.in : nullptr;
+                tile.pixel[i][j] = inside ? image + y * a.x_row + x * a.x_pixel : nullptr;
             }
         }
         conv_transform_tile(a, tile,
@@ -75,33 +75,55 @@ void conv_tiles(const Conv3x3& a, int64_t row, int64_t local) {
 // [36][panels][kConvDepth][kGemmLanes * 16].
 constexpr int kPanels = 2 / kGemmLanes, kPanel = 16 * kGemmLanes;
 
-UDP_NOINLINE void conv_taps(const Conv3x3& a, int64_t first, int64_t c0, int64_t depth, float* out) {
-    for (int64_t c = 0; c < depth; ++c) {
-        for (int half = 0; half < 2; ++half) {
-            float taps[9][16] = {};
-            const int64_t k0 = first + 16 * half, rest = a.out - k0;
-            const float* w = a.weight + k0 * a.out_stride + (c0 + c) * a.in_stride;
-            for (int lane = 0; lane < 16 && lane < rest; ++lane, w += a.out_stride) {
-                for (int tap = 0; tap < 9; ++tap) taps[tap][lane] = w[a.flipped ? 8 - tap : tap];
-            }
-            F columns[6][3];
+// Nine neighbours of each of `rows` rows, in reverse order if kFlipped; zeros for the rows after.
+template <bool kFlipped>
+UDP_HD void load_taps(const float* p, int64_t stride, int64_t rows, F (&taps)[9]) {
+    F found[12];
+    if (rows >= 16) {
+        load_columns4(p, stride, found);
+        load_columns4(p + 4, stride, found + 4);
+        load_columns4(p + 5, stride, found + 8);  // of which the last: nothing past the end is read
+        found[8] = found[11];
+    } else {
+        float values[9][16] = {};
+        for (int64_t row = 0; row < rows; ++row) {
+            for (int tap = 0; tap < 9; ++tap) values[tap][row] = p[row * stride + tap];
+        }
+        for (int tap = 0; tap < 9; ++tap) found[tap] = load16(values[tap]);
+    }
+    for (int tap = 0; tap < 9; ++tap) taps[tap] = found[kFlipped ? 8 - tap : tap];
+}
+
+template <bool kFlipped>
+UDP_HD void conv_taps_of(const Conv3x3& a, int64_t first, int64_t c0, int64_t depth, float* out) {
+    for (int half = 0; half < 2; ++half) {
+        const int64_t k0 = first + 16 * half;
+        const float* w = a.weight + k0 * a.out_stride + c0 * a.in_stride;
+        float* to = out + (kGemmLanes == 2 ? 16 * half : half * kConvDepth * kPanel);
+        for (int64_t c = 0; c < depth; ++c, w += a.in_stride, to += kPanel) {
+            F g[9], columns[6][3];
+            load_taps<kFlipped>(w, a.out_stride, a.out - k0, g);
             for (int j = 0; j < 3; ++j) {
-                const F g[3] = {load16(taps[j]), load16(taps[3 + j]), load16(taps[6 + j])};
+                const F column[3] = {g[j], g[3 + j], g[6 + j]};
                 F u[6];
-                winograd_taps(g, u);
+                winograd_taps(column, u);
                 for (int i = 0; i < 6; ++i) columns[i][j] = u[i];
             }
-            const int panel = kGemmLanes == 2 ? 0 : half, lane = kGemmLanes == 2 ? 16 * half : 0;
             for (int i = 0; i < 6; ++i) {
                 F u[6];
                 winograd_taps(columns[i], u);
                 for (int j = 0; j < 6; ++j) {
-                    const int64_t row = ((6 * i + j) * kPanels + panel) * kConvDepth + c;
-                    store16(out + row * kPanel + lane, u[j]);
+                    store16(to + (6 * i + j) * kPanels * kConvDepth * kPanel, u[j]);
                 }
             }
         }
     }
+}
+
+UDP_NOINLINE void conv_taps(const Conv3x3& a, int64_t first, int64_t c0, int64_t depth, float* out) {
+    choose(a.flipped, [&](auto flipped) {
+        conv_taps_of<decltype(flipped)::value>(a, first, c0, depth, out);
+    });
 }
 
 // to[R][kPanel] (+)= tiles[R][depth] taps[depth][kPanel]

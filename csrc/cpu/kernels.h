@@ -16,22 +16,6 @@ namespace udp {
 namespace UDP_ISA {
 namespace {
 
-struct Yes {
-    static constexpr bool value = true;
-};
-struct No {
-    static constexpr bool value = false;
-};
-// body(Yes or No): a choice made once a row instead of once an element.
-template <class Body>
-UDP_HD void choose(bool which, Body body) {
-    if (which) {
-        body(Yes{});
-    } else {
-        body(No{});
-    }
-}
-
 // --- pgd_step ------------------------------------------------------------------------------------
 
 // delta after the step and before any projection, and how many elements of the gradient were
@@ -399,9 +383,9 @@ void copy(float* to, const float* from, int64_t n, bool stream) {
 }  // namespace
 
 extern const Kernels kKernels;
-const Kernels kKernels = {UDP_ISA_NAME, gradient_square, stepped_square, pgd_step,
-                          q_sample,     denoising_loss,  quantize,       image_scale,
-                          conv_tiles,   conv_block,      copy};
+const Kernels kKernels = {
+    UDP_ISA_NAME, gradient_square, stepped_square, pgd_step,   q_sample, denoising_loss,
+    quantize,     image_scale,     conv_tiles,     conv_block, copy};
 
 }  // namespace UDP_ISA
 }  // namespace udp

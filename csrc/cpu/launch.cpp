@@ -242,8 +242,8 @@ void image_scale(ImageScale args, Shape shape, int threads) {
 
 namespace {
 
-// Tiles are transformed a band at a time: as many rows of them as take about 16 MB, all images' rows
-// one after the other.
+// Tiles are transformed a band at a time: as many rows of them as take about 16 MB, all images'
+// rows one after the other.
 struct ConvBands {
     int64_t rows, tiles_floats, scratch_floats;
 };
@@ -285,8 +285,8 @@ void conv3x3(Conv3x3 args, float* workspace, int threads) {
             while (taken[place].test_and_set(std::memory_order_acquire)) {
                 place = (place + 1) % taken.size();
             }
-            float* scratch = workspace + bands.tiles_floats +
-                             static_cast<int64_t>(place) * bands.scratch_floats;
+            float* scratch =
+                workspace + bands.tiles_floats + static_cast<int64_t>(place) * bands.scratch_floats;
             k.conv_block(args, first, rows, block, scratch);
             taken[place].clear(std::memory_order_release);
         });

@@ -105,11 +105,13 @@ struct ImageScale {
 
 // A 3x3 convolution of stride 1 with a frame of zeros, channel fastest in memory; see conv3x3.h.
 struct Conv3x3 {
-    const float *x, *weight, *bias;  // [images, height, width, in], nine taps together, [out] or null
-    float* y;                        // [images, height, width, out]
+    const float *x, *weight,
+        *bias;  // [images, height, width, in], nine taps together, [out] or null
+    float* y;   // [images, height, width, out]
     int64_t images, height, width, in, out;
-    int64_t out_stride, in_stride;  // of the weight, in elements
-    bool flipped;                   // the taps in reverse order: the gradient with respect to x
+    int64_t x_image, x_row, x_pixel;  // strides of x in elements; its channels lie side by side
+    int64_t out_stride, in_stride;    // of the weight, in elements
+    bool flipped;                     // the taps in reverse order: the gradient with respect to x
     int64_t tile_rows, tile_columns;  // of one image, in tiles of 4x4 results
     float* tiles;                     // [36][band's tiles][tiles_pitch], slices tiles_slice apart
     int64_t tiles_pitch, tiles_slice;

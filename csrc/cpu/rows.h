@@ -218,6 +218,22 @@ void close(const Operand& o, const Output& out, const Row& row, bool stream) {
     }
 }
 
+struct Yes {
+    static constexpr bool value = true;
+};
+struct No {
+    static constexpr bool value = false;
+};
+// body(Yes or No): a choice made once a row instead of once an element.
+template <class Body>
+UDP_HD void choose(bool which, Body body) {
+    if (which) {
+        body(Yes{});
+    } else {
+        body(No{});
+    }
+}
+
 }  // namespace
 }  // namespace UDP_ISA
 }  // namespace udp

@@ -279,6 +279,25 @@ UDP_HD void interleave4(const F (&w)[4], float* out) {
     _mm512_storeu_ps(out + 48, _mm512_shuffle_ps(ab_hi, cd_hi, 0xee));
 }
 
+// Columns first .. first + 3 of 16 rows, each a vector: quarter q of `rows` holds rows q, q + 4,
+// ... of its four, which a transposition within quarters puts in order.
+UDP_HD void load_columns4(const float* p, int64_t stride, F* columns) {
+    __m512 r[4];
+    for (int i = 0; i < 4; ++i) {
+        const float* row = p + i * stride;
+        r[i] = _mm512_castps128_ps512(_mm_loadu_ps(row));
+        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(row + 4 * stride), 1);
+        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(row + 8 * stride), 2);
+        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(row + 12 * stride), 3);
+    }
+    const __m512 lo01 = _mm512_unpacklo_ps(r[0], r[1]), lo23 = _mm512_unpacklo_ps(r[2], r[3]);
+    const __m512 hi01 = _mm512_unpackhi_ps(r[0], r[1]), hi23 = _mm512_unpackhi_ps(r[2], r[3]);
+    columns[0] = _mm512_shuffle_ps(lo01, lo23, 0x44);
+    columns[1] = _mm512_shuffle_ps(lo01, lo23, 0xee);
+    columns[2] = _mm512_shuffle_ps(hi01, hi23, 0x44);
+    columns[3] = _mm512_shuffle_ps(hi01, hi23, 0xee);
+}
+
 // Sums that a matrix product keeps in registers: rows, and vectors of 16 to each.
 constexpr int kGemmRows = 8, kGemmLanes = 2;
 

@@ -186,6 +186,13 @@ UDP_HD void interleave4(const F (&w)[4], float* out) {
     }
 }
 
+// Four neighbours of each of 16 rows, as four vectors.
+UDP_HD void load_columns4(const float* p, int64_t stride, F* columns) {
+    UDP_LANES {
+        for (int k = 0; k < 4; ++k) columns[k].v[i] = p[i * stride + k];
+    }
+}
+
 // Sums that a matrix product keeps in registers: rows, and vectors of 16 to each.
 constexpr int kGemmRows = 4, kGemmLanes = 1;
 

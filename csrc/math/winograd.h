@@ -47,9 +47,11 @@ template <class F>
 UDP_HD void winograd_taps(const F (&g)[3], F (&u)[6]) {
     using P = WinogradPoints;
     constexpr double na = 2 * P::a2 * (P::a2 - P::b2), nb = 2 * P::b2 * (P::b2 - P::a2);
-    const F even_a = fma(winograd_constant<F>(P::a2 / na), g[2], winograd_constant<F>(1 / na) * g[0]);
+    const F even_a =
+        fma(winograd_constant<F>(P::a2 / na), g[2], winograd_constant<F>(1 / na) * g[0]);
     const F odd_a = winograd_constant<F>(P::a / na) * g[1];
-    const F even_b = fma(winograd_constant<F>(P::b2 / nb), g[2], winograd_constant<F>(1 / nb) * g[0]);
+    const F even_b =
+        fma(winograd_constant<F>(P::b2 / nb), g[2], winograd_constant<F>(1 / nb) * g[0]);
     const F odd_b = winograd_constant<F>(P::b / nb) * g[1];
     u[0] = winograd_constant<F>(1 / (P::a2 * P::b2)) * g[0];
     u[1] = even_a + odd_a;
