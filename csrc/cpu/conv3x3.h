@@ -1,44 +1,31 @@
 // conv3x3: by Winograd's F(4x4, 3x3), see ../math/winograd.h.
 //
 // The image's 6x6 tiles are transformed once, into 36 matrices [tiles, in]. Then a thread takes 32
-// output channels: it transforms their taps, a stretch of input channels at a time so that they stay
-// in its second-level cache, multiplies them with the 36 matrices, and transforms the products into
-// results. Taps are never stored for longer, so nothing can go stale when the weights change.
+// output channels: it transforms their taps, a stretch of input channels at a time so that they
+// stay in its second-level cache, multiplies them with the 36 matrices, and transforms the products
+// into results. Taps are never stored for longer, so nothing can go stale when the weights change.
 #pragma once
 
 #include "../math/winograd.h"
+#include "product.h"
 #include "rows.h"
 
 namespace udp {
 namespace UDP_ISA {
 namespace {
 
-// The first n lanes, zeros after them.
-UDP_HD F load_some(const float* p, int64_t n) {
-    if (n >= 16) return load16(p);
-    float values[16] = {};
-    memcpy(values, p, static_cast<size_t>(n) * sizeof(float));
-    return load16(values);
-}
-UDP_HD void store_some(float* p, const F& a, int64_t n) {
-    if (n >= 16) return store16(p, a);
-    float values[16];
-    store16(values, a);
-    memcpy(p, values, static_cast<size_t>(n) * sizeof(float));
-}
-
 // A tile's pixels, null where the image has ended and zeros stand.
-struct Tile {
+struct Window {
     const float* pixel[6][6];
 };
 
-UDP_HD void conv_transform_tile(const Conv3x3& a, const Tile& tile, float* out) {
+UDP_HD void conv_transform_tile(const Conv3x3& a, const Window& window, float* out) {
     for (int64_t c = 0; c < a.in; c += 16) {
         F half[6][6];
         for (int j = 0; j < 6; ++j) {
             F d[6], v[6];
             for (int i = 0; i < 6; ++i) {
-                const float* p = tile.pixel[i][j];
+                const float* p = window.pixel[i][j];
                 d[i] = p == nullptr ? F(0.0f) : load_some(p + c, a.in - c);
             }
             winograd_input(d, v);
@@ -58,22 +45,21 @@ void conv_tiles(const Conv3x3& a, int64_t row, int64_t local) {
     const float* image = a.x + row / a.tile_rows * a.x_image;
     for (int64_t column = 0; column < a.tile_columns; ++column) {
         const int64_t left = column * 4 - 1;
-        Tile tile;
+        Window window;
         for (int i = 0; i < 6; ++i) {
             for (int j = 0; j < 6; ++j) {
                 const int64_t y = top + i, x = left + j;
                 const bool inside = y >= 0 && y < a.height && x >= 0 && x < a.width;
-                tile.pixel[i][j] = inside ? image + y * a.x_row + x * a.x_pixel : nullptr;
+                window.pixel[i][j] = inside ? image + y * a.x_row + x * a.x_pixel : nullptr;
             }
         }
-        conv_transform_tile(a, tile,
-                            a.tiles + (local * a.tile_columns + column) * a.tiles_pitch);
+        conv_transform_tile(a, window, a.tiles + (local * a.tile_columns + column) * a.tiles_pitch);
     }
 }
 
-// Taps of the output channels first .. first + 31 and `depth` input channels from c0 on, transformed:
-// [36][panels][kConvDepth][kGemmLanes * 16].
-constexpr int kPanels = 2 / kGemmLanes, kPanel = 16 * kGemmLanes;
+// Taps of the output channels first .. first + 31 and `depth` input channels from c0 on,
+// transformed: [36][panels][kConvDepth][kGemmLanes * 16].
+constexpr int kConvPanels = 2 / kGemmLanes, kConvPanel = 16 * kGemmLanes;
 
 // Nine neighbours of each of `rows` rows, in reverse order if kFlipped; zeros for the rows after.
 template <bool kFlipped>
@@ -99,8 +85,8 @@ UDP_HD void conv_taps_of(const Conv3x3& a, int64_t first, int64_t c0, int64_t de
     for (int half = 0; half < 2; ++half) {
         const int64_t k0 = first + 16 * half;
         const float* w = a.weight + k0 * a.out_stride + c0 * a.in_stride;
-        float* to = out + (kGemmLanes == 2 ? 16 * half : half * kConvDepth * kPanel);
-        for (int64_t c = 0; c < depth; ++c, w += a.in_stride, to += kPanel) {
+        float* to = out + (kGemmLanes == 2 ? 16 * half : half * kConvDepth * kConvPanel);
+        for (int64_t c = 0; c < depth; ++c, w += a.in_stride, to += kConvPanel) {
             F g[9], columns[6][3];
             load_taps<kFlipped>(w, a.out_stride, a.out - k0, g);
             for (int j = 0; j < 3; ++j) {
@@ -113,46 +99,42 @@ UDP_HD void conv_taps_of(const Conv3x3& a, int64_t first, int64_t c0, int64_t de
                 F u[6];
                 winograd_taps(columns[i], u);
                 for (int j = 0; j < 6; ++j) {
-                    store16(to + (6 * i + j) * kPanels * kConvDepth * kPanel, u[j]);
+                    store16(to + (6 * i + j) * kConvPanels * kConvDepth * kConvPanel, u[j]);
                 }
             }
         }
     }
 }
 
-UDP_NOINLINE void conv_taps(const Conv3x3& a, int64_t first, int64_t c0, int64_t depth, float* out) {
-    choose(a.flipped, [&](auto flipped) {
-        conv_taps_of<decltype(flipped)::value>(a, first, c0, depth, out);
-    });
+UDP_NOINLINE void conv_taps(const Conv3x3& a, int64_t first, int64_t c0, int64_t depth,
+                            float* out) {
+    choose(a.flipped,
+           [&](auto flipped) { conv_taps_of<decltype(flipped)::value>(a, first, c0, depth, out); });
 }
 
-// to[R][kPanel] (+)= tiles[R][depth] taps[depth][kPanel]
+// to[R][kConvPanel] (+)= tiles[R][depth] taps[depth][kConvPanel]
 template <int R>
 UDP_HD void conv_multiply_rows(const float* tiles, int64_t pitch, const float* taps, int64_t depth,
                                float* to, bool add) {
     F sum[R][kGemmLanes];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
-        for (int l = 0; l < kGemmLanes; ++l) {
+    UDP_UNROLL for (int r = 0; r < R; ++r) {
+        UDP_UNROLL for (int l = 0; l < kGemmLanes; ++l) {
             sum[r][l] = add ? load16(to + r * kConvBlock + 16 * l) : F(0.0f);
         }
     }
     for (int64_t c = 0; c < depth; ++c) {
         F tap[kGemmLanes];
-#pragma GCC unroll 2
-        for (int l = 0; l < kGemmLanes; ++l) tap[l] = load16(taps + c * kPanel + 16 * l);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
+        UDP_UNROLL for (int l = 0; l < kGemmLanes; ++l) tap[l] =
+            load16(taps + c * kConvPanel + 16 * l);
+        UDP_UNROLL for (int r = 0; r < R; ++r) {
             const F value(tiles[r * pitch + c]);
-#pragma GCC unroll 2
-            for (int l = 0; l < kGemmLanes; ++l) sum[r][l] = fma(value, tap[l], sum[r][l]);
+            UDP_UNROLL for (int l = 0; l < kGemmLanes; ++l) sum[r][l] =
+                fma(value, tap[l], sum[r][l]);
         }
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
-        for (int l = 0; l < kGemmLanes; ++l) store16(to + r * kConvBlock + 16 * l, sum[r][l]);
+    UDP_UNROLL for (int r = 0; r < R; ++r) {
+        UDP_UNROLL for (int l = 0; l < kGemmLanes; ++l)
+            store16(to + r * kConvBlock + 16 * l, sum[r][l]);
     }
 }
 
@@ -213,10 +195,10 @@ void conv_block(const Conv3x3& a, int64_t first_row, int64_t rows, int64_t block
         conv_taps(a, k0, c0, depth, taps);
         for (int point = 0; point < 36; ++point) {
             const float* tiles = a.tiles + point * a.tiles_slice + c0;
-            for (int panel = 0; panel < kPanels; ++panel) {
+            for (int panel = 0; panel < kConvPanels; ++panel) {
                 conv_multiply(count, tiles, a.tiles_pitch,
-                              taps + (point * kPanels + panel) * kConvDepth * kPanel, depth,
-                              products + point * slice + panel * kPanel, c0 > 0);
+                              taps + (point * kConvPanels + panel) * kConvDepth * kConvPanel, depth,
+                              products + point * slice + panel * kConvPanel, c0 > 0);
             }
         }
     }

@@ -8,7 +8,9 @@
 #include "../math/diffuse.h"
 #include "../math/pgd.h"
 #include "../math/quantize.h"
+#include "attention.h"
 #include "conv3x3.h"
+#include "geglu.h"
 #include "noise.h"
 #include "rows.h"
 
@@ -383,9 +385,24 @@ void copy(float* to, const float* from, int64_t n, bool stream) {
 }  // namespace
 
 extern const Kernels kKernels;
-const Kernels kKernels = {
-    UDP_ISA_NAME, gradient_square, stepped_square, pgd_step,   q_sample, denoising_loss,
-    quantize,     image_scale,     conv_tiles,     conv_block, copy};
+const Kernels kKernels = {UDP_ISA_NAME,
+                          gradient_square,
+                          stepped_square,
+                          pgd_step,
+                          q_sample,
+                          denoising_loss,
+                          quantize,
+                          image_scale,
+                          conv_tiles,
+                          conv_block,
+                          geglu,
+                          geglu_backward,
+                          copy,
+                          attention_floats,
+                          attention,
+                          attention_backward_floats,
+                          attention_backward,
+                          attention_sum};
 
 }  // namespace UDP_ISA
 }  // namespace udp

@@ -293,6 +293,12 @@ void conv3x3(Conv3x3 args, float* workspace, int threads) {
     }
 }
 
+void geglu(const Geglu& args, int threads) {
+    const auto kernel = args.grad == nullptr ? kernels().geglu : kernels().geglu_backward;
+    const int64_t grain = args.columns < kChunk ? kChunk / (args.columns + 1) + 1 : 1;
+    parallel_for(args.rows, grain, threads, [&](int64_t row) { kernel(args, row); });
+}
+
 void copy(float* to, const float* from, int64_t n, bool stream, int threads) {
     const Kernels& k = kernels();
     parallel_for((n + kChunk - 1) / kChunk, 1, threads, [&](int64_t item) {

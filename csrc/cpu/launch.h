@@ -37,6 +37,9 @@ void image_scale(ImageScale args, Shape shape, int threads);
 int64_t conv3x3_workspace(const Conv3x3& args, int threads);
 void conv3x3(Conv3x3 args, float* workspace, int threads);
 
+// The backward where args.grad is given.
+void geglu(const Geglu& args, int threads);
+
 void copy(float* to, const float* from, int64_t n, bool stream, int threads);
 
 }  // namespace udp

@@ -234,6 +234,20 @@ UDP_HD void choose(bool which, Body body) {
     }
 }
 
+// The first n lanes, zeros after them.
+UDP_HD F load_some(const float* p, int64_t n) {
+    if (n >= 16) return load16(p);
+    float values[16] = {};
+    memcpy(values, p, static_cast<size_t>(n) * sizeof(float));
+    return load16(values);
+}
+UDP_HD void store_some(float* p, const F& a, int64_t n) {
+    if (n >= 16) return store16(p, a);
+    float values[16];
+    store16(values, a);
+    memcpy(p, values, static_cast<size_t>(n) * sizeof(float));
+}
+
 }  // namespace
 }  // namespace UDP_ISA
 }  // namespace udp

@@ -35,6 +35,7 @@ struct F {
 UDP_BINARY(F, F, operator+, a.v[i] + b.v[i])
 UDP_BINARY(F, F, operator-, a.v[i] - b.v[i])
 UDP_BINARY(F, F, operator*, a.v[i] * b.v[i])
+UDP_BINARY(F, F, operator/, a.v[i] / b.v[i])
 UDP_BINARY(F, F, at_most, udp::at_most(a.v[i], b.v[i]))
 UDP_BINARY(F, F, at_least, udp::at_least(a.v[i], b.v[i]))
 UDP_BINARY(M, F, operator<, a.v[i] < b.v[i] ? ~0u : 0u)
@@ -198,6 +199,44 @@ constexpr int kGemmRows = 4, kGemmLanes = 1;
 
 #undef UDP_LANES
 
+// --- for matrix products -------------------------------------------------------------------------
+
+// Vector registers of the processor, and how many of them an F fills: what a product's tile of
+// sums is chosen by.
+constexpr int kRegisters = 32, kRegistersOfF = 4;
+
+// Eight lanes, for the last columns of a matrix.
+struct Half {
+    float v[8];
+    Half() = default;
+    explicit Half(float a) {
+        for (int i = 0; i < 8; ++i) v[i] = a;
+    }
+};
+UDP_HD Half fma(const Half& a, const Half& b, const Half& c) {
+    Half r;
+    for (int i = 0; i < 8; ++i) r.v[i] = udp::fma(a.v[i], b.v[i], c.v[i]);
+    return r;
+}
+UDP_HD Half load8(const float* p) {
+    Half r;
+    memcpy(r.v, p, sizeof r.v);
+    return r;
+}
+UDP_HD void store8(float* p, const Half& a) {
+    memcpy(p, a.v, sizeof a.v);
+}
+
+// Sixteen rows of sixteen columns become the columns.
+UDP_HD void transpose16(F (&r)[16]) {
+    for (int i = 1; i < 16; ++i) {
+        for (int j = 0; j < i; ++j) {
+            const float lower = r[i].v[j];
+            r[i].v[j] = r[j].v[i];
+            r[j].v[i] = lower;
+        }
+    }
+}
 }  // namespace
 }  // namespace UDP_ISA
 }  // namespace udp
