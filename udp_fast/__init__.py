@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .compat.diffusers import accelerate
     from .engine.api import protect
     from .explain import explain
     from .ops.attention import attention
@@ -20,13 +21,22 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "Budget": "udp_fast.ops.budget",
+    "accelerate": "udp_fast.compat.diffusers",
     "attention": "udp_fast.ops.attention",
     "explain": "udp_fast.explain",
     "group_norm_silu": "udp_fast.ops.group_norm_silu",
     "protect": "udp_fast.engine.api",
 }
 
-__all__ = ["Budget", "__version__", "attention", "explain", "group_norm_silu", "protect"]
+__all__ = [
+    "Budget",
+    "__version__",
+    "accelerate",
+    "attention",
+    "explain",
+    "group_norm_silu",
+    "protect",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,9 @@ The formulas in code are in `udp_fast.backends.reference`, one file of the same 
 from ..backends import trace
 from .attention import attention
 from .budget import Budget
+from .conv3x3 import conv3x3
 from .denoising_loss import accumulate_timesteps_, denoising_loss
+from .geglu import geglu
 from .group_norm_silu import group_norm_silu
 from .image_scale import image_scale
 from .noise import Stream, image_id, noise_key
@@ -25,7 +27,9 @@ __all__ = [
     "Stream",
     "accumulate_timesteps_",
     "attention",
+    "conv3x3",
     "denoising_loss",
+    "geglu",
     "group_norm_silu",
     "image_id",
     "image_scale",

@@ -8,9 +8,13 @@ import torch
 from torch import Tensor
 
 from ..registry import Backend, one_by_one
+from . import conv3x3 as _conv3x3
+from . import geglu as _geglu
 from . import native
 from .attention import attention, attention_backward
+from .conv3x3 import conv3x3, conv3x3_dx
 from .denoising_loss import denoising_loss
+from .geglu import geglu, geglu_backward
 from .image_scale import image_scale
 from .pgd_step import pgd_step_
 from .pgd_step_multi import pgd_step_multi_
@@ -22,6 +26,10 @@ _SERVED = frozenset(native.DTYPES) | {torch.int64}
 
 
 def _not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
+    if op in ("conv3x3", "conv3x3_dx"):
+        return _conv3x3.not_supported_reasons(*args[:2])
+    if op in ("geglu", "geglu_backward"):
+        return _geglu.not_supported_reasons(args[-1])
     for value in one_by_one(args):
         if type(value) is torch.dtype:
             if value not in native.DTYPES:
@@ -51,7 +59,11 @@ BACKEND = Backend(
     ops={
         "attention": attention,
         "attention_backward": attention_backward,
+        "conv3x3": conv3x3,
+        "conv3x3_dx": conv3x3_dx,
         "denoising_loss": denoising_loss,
+        "geglu": geglu,
+        "geglu_backward": geglu_backward,
         "image_scale": image_scale,
         "pgd_step_": pgd_step_,
         "pgd_step_multi_": pgd_step_multi_,

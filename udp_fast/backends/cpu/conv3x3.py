@@ -11,25 +11,29 @@ from .native import module
 LEAST_CHANNELS = 16
 
 
+#: With fewer 4×4 tiles than this the transform of the weights costs more than it saves.
+LEAST_TILES = 4
+
+
 def not_supported_reasons(x: Tensor, weight: Tensor) -> list[str]:
     """Why not this call; ``x`` and ``weight`` of either op."""
-    reasons = []
     for name, tensor in (("the input", x), ("the weight", weight)):
         if not tensor.is_cpu:
-            reasons.append(f"{name} is on {tensor.device}, not in the processor's memory")
-        elif tensor.dtype != torch.float32:
-            reasons.append(f"{name} is {tensor.dtype}; only float32 is served")
-    if reasons:
-        return reasons
-    if not x.is_contiguous(memory_format=torch.channels_last):
-        reasons.append("the input is not channels_last")
-    if min(weight.shape[:2]) < LEAST_CHANNELS:
-        reasons.append(
-            f"{min(weight.shape[:2])} channels; torch's convolution is faster below {LEAST_CHANNELS}"
-        )
-    height, width = x.shape[2:]
-    if 36 * (-(-height // 4)) * (-(-width // 4)) >= 9 * height * width:
-        reasons.append(f"4×4 tiles of {height}×{width} pixels save no multiplication")
+            return [f"{name} is on {tensor.device}, not in the processor's memory"]
+        if tensor.dtype != torch.float32:
+            return [f"{name} is {tensor.dtype}; only float32 is served"]
+    reasons = []
+    if x.stride(1) != 1:
+        reasons.append("the input's channels do not lie side by side (channels_last)")
+    least = min(weight.shape[:2])
+    if least < LEAST_CHANNELS:
+        reasons.append(f"{least} channels: torch is faster below {LEAST_CHANNELS}")
+    images, _, height, width = x.shape
+    tiles = images * -(-height // 4) * -(-width // 4)
+    if tiles < LEAST_TILES:
+        reasons.append(f"{tiles} tiles of 4×4 pixels: torch is faster below {LEAST_TILES}")
+    elif 36 * tiles >= 9 * images * height * width:
+        reasons.append(f"4×4 tiles save no multiplication for {height}×{width} pixels")
     if module().isa() == "baseline":
         reasons.append("the baseline instruction set has no fused multiply-add")
     return reasons
@@ -55,9 +59,7 @@ def _convolve(
     bias: Tensor | None,
 ) -> Tensor:
     images, channels, height, width = x.shape
-    y = torch.empty(
-        (images, out, height, width), dtype=x.dtype, memory_format=torch.channels_last
-    )
+    y = torch.empty((images, out, height, width), dtype=x.dtype, memory_format=torch.channels_last)
     if y.numel() == 0:
         return y
     if bias is not None:
@@ -68,6 +70,7 @@ def _convolve(
         sizes,
         x.data_ptr(),
         weight.data_ptr(),
+        (x.stride(0), x.stride(2), x.stride(3)),
         strides,
         flipped,
         0 if bias is None else bias.data_ptr(),

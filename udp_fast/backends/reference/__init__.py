@@ -6,7 +6,9 @@ from typing import Any
 
 from ..registry import Backend
 from .attention import attention, attention_backward
+from .conv3x3 import conv3x3, conv3x3_dx
 from .denoising_loss import denoising_loss
+from .geglu import geglu, geglu_backward
 from .group_norm_silu import group_norm_silu, group_norm_silu_backward
 from .image_scale import image_scale
 from .pgd_step import pgd_step_
@@ -24,7 +26,11 @@ BACKEND = Backend(
     ops={
         "attention": attention,
         "attention_backward": attention_backward,
+        "conv3x3": conv3x3,
+        "conv3x3_dx": conv3x3_dx,
         "denoising_loss": denoising_loss,
+        "geglu": geglu,
+        "geglu_backward": geglu_backward,
         "group_norm_silu": group_norm_silu,
         "group_norm_silu_backward": group_norm_silu_backward,
         "image_scale": image_scale,

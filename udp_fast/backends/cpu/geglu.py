@@ -1,0 +1,38 @@
+"""geglu on csrc/cpu."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .native import module
+
+
+def not_supported_reasons(x: Tensor) -> list[str]:
+    if not x.is_cpu:
+        return [f"the input is on {x.device}, not in the processor's memory"]
+    if x.dtype != torch.float32:
+        return [f"the input is {x.dtype}; only float32 is served"]
+    return []
+
+
+def geglu(x: Tensor) -> Tensor:
+    return _run(x, None, x.new_empty((*x.shape[:-1], x.shape[-1] // 2)))
+
+
+def geglu_backward(grad_y: Tensor, x: Tensor) -> Tensor:
+    return _run(x, grad_y.contiguous(), x.new_empty(x.shape))
+
+
+def _run(x: Tensor, grad: Tensor | None, y: Tensor) -> Tensor:
+    if x.numel() == 0:
+        return y
+    x, columns = x.contiguous(), x.shape[-1] // 2
+    module().geglu(
+        (x.numel() // (2 * columns), columns),
+        x.data_ptr(),
+        0 if grad is None else grad.data_ptr(),
+        y.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return y
