@@ -33,7 +33,7 @@ def _seeded(cls: Any, **config: Any) -> Callable[[], nn.Module]:
         with torch.no_grad():
             # A normalisation's weight is one and its bias zero at first: formulas that confuse them
             # would go unnoticed. FLUX and SD3 start with zeros in their last layers.
-            for name, p in module.named_parameters():
+            for p in module.parameters():
                 if p.dim() == 1:
                     p.add_(0.1 * torch.randn_like(p))
                 elif p.abs().max() == 0:
