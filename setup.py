@@ -59,6 +59,7 @@ SOURCES = [
     "csrc/cpu/attention.cpp",
     "csrc/cpu/isa.cpp",
     "csrc/cpu/launch.cpp",
+    "csrc/cpu/launch_group_norm.cpp",
     "csrc/cpu/parallel.cpp",
 ]
 

@@ -11,6 +11,7 @@
 #include "attention.h"
 #include "conv3x3.h"
 #include "geglu.h"
+#include "group_norm.h"
 #include "noise.h"
 #include "rows.h"
 
@@ -402,7 +403,8 @@ const Kernels kKernels = {UDP_ISA_NAME,
                           attention,
                           attention_backward_floats,
                           attention_backward,
-                          attention_sum};
+                          attention_sum,
+                          kGroupNorm};
 
 }  // namespace UDP_ISA
 }  // namespace udp

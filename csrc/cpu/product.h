@@ -89,10 +89,10 @@ constexpr int kPanelGroups = kRegistersOfF == 1 ? 2 : 1;
 constexpr int64_t kPanel = 16 * kPanelGroups;
 constexpr int kMostRows = tile_rows(kPanelGroups, false);
 
-using Tile = void (*)(const Operands&, Start);
+using TileProduct = void (*)(const Operands&, Start);
 template <size_t... kIndex>
-Tile panel_tile(int64_t rows, std::index_sequence<kIndex...>) {
-    static constexpr Tile kTiles[] = {
+TileProduct panel_tile(int64_t rows, std::index_sequence<kIndex...>) {
+    static constexpr TileProduct kTiles[] = {
         tile<static_cast<int>(kIndex) + 1, kPanelGroups, false, 1>...};
     return kTiles[rows - 1];
 }
@@ -119,7 +119,7 @@ struct Left {
 void product(int64_t rows, int64_t n, Left a, const float* b, float* c, int64_t lanes, Start start,
              const float* factor = nullptr) {
     for_tiles(rows, [=](int64_t first, int64_t count) {
-        const Tile run = panel_tile(count, std::make_index_sequence<kMostRows>{});
+        const TileProduct run = panel_tile(count, std::make_index_sequence<kMostRows>{});
         const float* left = a.data + first * (a.packed ? n : 1);
         for (int64_t lane = 0; lane < lanes; lane += kPanel) {
             run({n, left, a.packed ? count : a.step, b + lane, kBlock, c + first * kBlock + lane,

@@ -15,6 +15,7 @@ from .attention import attention, attention_backward
 from .conv3x3 import conv3x3, conv3x3_dx
 from .denoising_loss import denoising_loss
 from .geglu import geglu, geglu_backward
+from .group_norm_silu import group_norm_silu, group_norm_silu_backward
 from .image_scale import image_scale
 from .pgd_step import pgd_step_
 from .pgd_step_multi import pgd_step_multi_
@@ -64,6 +65,8 @@ BACKEND = Backend(
         "denoising_loss": denoising_loss,
         "geglu": geglu,
         "geglu_backward": geglu_backward,
+        "group_norm_silu": group_norm_silu,
+        "group_norm_silu_backward": group_norm_silu_backward,
         "image_scale": image_scale,
         "pgd_step_": pgd_step_,
         "pgd_step_multi_": pgd_step_multi_,
