@@ -234,22 +234,6 @@ void close(const Operand& o, const Output& out, const Row& row, bool stream) {
     }
 }
 
-struct Yes {
-    static constexpr bool value = true;
-};
-struct No {
-    static constexpr bool value = false;
-};
-// body(Yes or No): a choice made once a row instead of once an element.
-template <class Body>
-UDP_HD void choose(bool which, Body body) {
-    if (which) {
-        body(Yes{});
-    } else {
-        body(No{});
-    }
-}
-
 // The first n lanes, zeros after them.
 UDP_HD F load_some(const float* p, int64_t n) {
     if (n >= 16) return load16(p);
