@@ -264,16 +264,16 @@ the two, over the largest value: {out:.1e} in the output, {grad:.1e} in the grad
     )
 
 
-def write(path: Path, text: str) -> None:
-    """In place of what was between the marks, or before the first table's introduction."""
-    document = path.read_text()
-    old = re.compile(rf"{re.escape(BEGIN)}.*?{re.escape(END)}\n", re.DOTALL)
-    if old.search(document):
-        document = old.sub(lambda _: text, document)
-    else:
-        head, rest = document.split("\n\n", 1)
-        document = f"{head}\n\n{text}\n{rest}"
-    path.write_text(document)
+_SECTION = re.compile(rf"{re.escape(BEGIN)}.*?{re.escape(END)}\n", re.DOTALL)
+
+
+def carried_over(old: str, new: str) -> str:
+    """The new document with the section of the old one, if that has one, below the title."""
+    found = _SECTION.search(old)
+    if found is None:
+        return new
+    head, rest = _SECTION.sub("", new).split("\n\n", 1)
+    return f"{head}\n\n{found[0]}\n{rest.lstrip()}"
 
 
 def main() -> int:
@@ -293,7 +293,7 @@ def main() -> int:
     text, missed = section(options.size, before, after, out, grad, about)
     print(text)
     if options.write is not None:
-        write(options.write, text)
+        options.write.write_text(carried_over(text, options.write.read_text()))
     print("\n".join(missed) or "every bar is met")
     return 1 if missed else 0
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import torch
 
 from ..measure import Case
-from . import denoising_loss, pgd_step, pgd_step_multi, q_sample, quantize
+from . import conv3x3, denoising_loss, geglu, pgd_step, pgd_step_multi, q_sample, quantize
 
 
 def cases() -> Iterator[Case]:
     """All of them; each builds its tensors when its turn comes."""
-    for module in (pgd_step, pgd_step_multi, q_sample, denoising_loss, quantize):
+    for module in (pgd_step, pgd_step_multi, q_sample, denoising_loss, quantize, conv3x3, geglu):
         yield from module.cases()
 
 

@@ -342,12 +342,12 @@ def test_what_is_not_known_stays() -> None:
     module.mid_block.attentions[0].transformer_blocks[0].attn1.set_processor(mine)
     block = module.mid_block.resnets[0]
     block.norm1 = MyNorm(block.norm1.num_groups, block.norm1.num_channels)
-    hooked = module.mid_block.resnets[1]
-    theirs = hooked.forward
-    hooked.forward = lambda *args, **kwargs: theirs(*args, **kwargs)  # as accelerate's hooks do
     x = image(network)
     exact = gradient(network, copy.deepcopy(module).double(), x.double())
     plain = gradient(network, module, x)
+    hooked = module.mid_block.resnets[1]
+    theirs = hooked.forward
+    hooked.forward = lambda *args, **kwargs: theirs(*args, **kwargs)  # as accelerate's hooks do
     done = udp_fast.accelerate(module)
     assert module.mid_block.attentions[0].transformer_blocks[0].attn1.processor is mine
     assert type(block).__name__ == "ResnetBlock2D"

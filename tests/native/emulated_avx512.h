@@ -245,6 +245,14 @@ inline Doubles cvtps_pd(__m256 a) {
 inline Doubles fmadd_pd(Doubles a, Doubles b, Doubles c) {
     return each<Doubles>([=](unsigned i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
 }
+// Four lanes in place of those from 4 * quarter on.
+inline Floats insertf32x4(Floats a, __m128 b, int quarter) {
+    memcpy(a.v + 4 * quarter, &b, sizeof b);
+    return a;
+}
+inline Floats castps128_ps512(__m128 a) {
+    return insertf32x4(Floats{}, a, 0);
+}
 inline Floats shuffle_ps(Floats a, Floats b, unsigned how) {
     return each<Floats>([=](unsigned i) {
         const unsigned lane = i / 4 * 4 + (how >> (i % 4 * 2) & 3);
@@ -309,6 +317,8 @@ inline Floats shuffle_ps(Floats a, Floats b, unsigned how) {
 #define _mm512_unpacklo_ps(a, b) emulated::unpack(a, b, 0)
 #define _mm512_unpackhi_ps(a, b) emulated::unpack(a, b, 2)
 #define _mm512_shuffle_ps emulated::shuffle_ps
+#define _mm512_insertf32x4 emulated::insertf32x4
+#define _mm512_castps128_ps512 emulated::castps128_ps512
 #define _mm512_loadu_ps emulated::load<emulated::Floats>
 #define _mm512_storeu_ps(p, a) memcpy(p, (a).v, 64)
 #define _mm512_storeu_pd(p, a) memcpy(p, (a).v, 64)

@@ -91,6 +91,11 @@ def everything(dtype: torch.dtype, layout: torch.memory_format) -> list[torch.Te
     results.append(ops["quantize"](delta, original, eps, key, "delta", 0.0, 1.0))
     results.append(ops["quantize"](x, original, eps, None, "image", 0.0, 1.0))
     results.append(ops["image_scale"](x, eps))
+    if dtype == torch.float32 and layout == torch.channels_last:
+        weight = torch.randn(21, 3, 3, 3, generator=generator)
+        y = ops["conv3x3"](x, weight, torch.randn(21, generator=generator))
+        results += [y, ops["conv3x3_dx"](y, weight), ops["geglu"](8 * y[:, :20].reshape(-1, 20))]
+        results.append(ops["geglu_backward"](y[:, :10].reshape(-1, 10), y[:, :20].reshape(-1, 20)))
     return results
 
 
