@@ -28,6 +28,8 @@ def eager(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def cases() -> Iterator[Case]:
+    if not torch.empty(0).is_cpu:
+        return  # torch itself serves this op on a GPU
     for channels, out, side in SHAPES:
         weight = torch.randn(out, channels, 3, 3) / (9 * channels) ** 0.5
         x = torch.randn(1, channels, side, side, requires_grad=True)

@@ -24,6 +24,8 @@ def eager(x: Tensor) -> Tensor:
 
 
 def cases() -> Iterator[Case]:
+    if not torch.empty(0).is_cpu:
+        return  # torch itself serves this op on a GPU
     x = torch.randn(1, 4096, 2560, requires_grad=True)
     dy = torch.randn(1, 4096, 1280)
     yield Case(

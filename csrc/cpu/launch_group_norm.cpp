@@ -183,8 +183,8 @@ void interleaved_forward(GroupNorm a, double eps, float* mean, float* rstd, int 
         fill_columns(a, image, columns.data());
     });
     const Grid strips(a, strip(a), 1);
-    parallel_for(images * strips.along, 1, threads, [&](int64_t i) {
-        k.apply(a, strips.tile(a, i / strips.along, i % strips.along));
+    parallel_for(images * strips.tiles(), 1, threads, [&](int64_t i) {
+        k.apply(a, strips.tile(a, i / strips.tiles(), i % strips.tiles()));
     });
 }
 
@@ -319,8 +319,8 @@ void interleaved_backward(GroupNorm a, float* dweight, float* dbias, int threads
             fill_columns(a, image, columns.data());
         });
         const Grid strips(a, strip(a), 1);
-        parallel_for(images * strips.along, 1, threads, [&](int64_t i) {
-            k.dx(a, strips.tile(a, i / strips.along, i % strips.along));
+        parallel_for(images * strips.tiles(), 1, threads, [&](int64_t i) {
+            k.dx(a, strips.tile(a, i / strips.tiles(), i % strips.tiles()));
         });
     }
     weight_gradients(a, grid.along, slopes, dweight, dbias, threads);

@@ -321,10 +321,14 @@ def test_trainable_weights_still_train() -> None:
     network.run(plain, x.double()).square().mean().backward()
     with udp_fast.accelerate(module, freeze=False):
         network.run(module, x).square().mean().backward()
-    expected = dict(plain.named_parameters())
+    expected = {name: p.grad for name, p in plain.named_parameters()}
+    # Some gradients are zero, like those of a bias that a normalisation takes away again.
+    least = 1e-3 * max(float(grad.abs().max()) for grad in expected.values())
     for name, p in module.named_parameters():
         assert p.grad is not None, name
-        assert relative(p.grad.double(), expected[name].grad) < 1e-4, name
+        grad = expected[name]
+        error = float((p.grad.double() - grad).abs().max())
+        assert error < 1e-4 * max(float(grad.abs().max()), least), name
 
 
 def test_what_is_not_known_stays() -> None:
