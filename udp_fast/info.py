@@ -31,6 +31,8 @@ _VARIABLES = (
 
 
 def _version(package: str) -> str:
+    if package == "torch":
+        return torch.__version__  # with the local part, +cu126, that its metadata may lack
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
