@@ -236,6 +236,13 @@ inline Doubles cvtps_pd(__m256 a) {
 inline Doubles fmadd_pd(Doubles a, Doubles b, Doubles c) {
     return each<Doubles>([=](unsigned i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
 }
+// Quarters: two of a, then two of b.
+inline Floats shuffle_f32x4(Floats a, Floats b, unsigned how) {
+    return each<Floats>([=](unsigned i) {
+        const unsigned lane = (how >> (i / 4 * 2) & 3) * 4 + i % 4;
+        return i < 8 ? a.v[lane] : b.v[lane];
+    });
+}
 inline Floats shuffle_ps(Floats a, Floats b, unsigned how) {
     return each<Floats>([=](unsigned i) {
         const unsigned lane = i / 4 * 4 + (how >> (i % 4 * 2) & 3);
@@ -296,6 +303,7 @@ inline Floats shuffle_ps(Floats a, Floats b, unsigned how) {
 #define _mm512_unpacklo_ps(a, b) emulated::unpack(a, b, 0)
 #define _mm512_unpackhi_ps(a, b) emulated::unpack(a, b, 2)
 #define _mm512_shuffle_ps emulated::shuffle_ps
+#define _mm512_shuffle_f32x4 emulated::shuffle_f32x4
 #define _mm512_loadu_ps emulated::load<emulated::Floats>
 #define _mm512_storeu_ps(p, a) memcpy(p, (a).v, 64)
 #define _mm512_storeu_pd(p, a) memcpy(p, (a).v, 64)

@@ -54,7 +54,7 @@ def _forward(
     out, lse, *_ = _aten._scaled_dot_product_efficient_attention(
         q, k, v, _expanded(bias, q, k), need_lse, 0.0, False, scale=scale
     )
-    return out, lse[..., : q.shape[2]] if need_lse else None
+    return out, lse.narrow(2, 0, q.shape[2]) if need_lse else None
 
 
 def attention(
