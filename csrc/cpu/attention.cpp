@@ -60,6 +60,13 @@ int64_t key_block(const AttentionShape& s) {
     return pieces(s.keys, std::max<int64_t>(1, (s.keys + most / 2) / most));
 }
 
+// As many threads as there is work for: to wake one takes as long as some 10^6 operations.
+int threads_for(const AttentionShape& s, int64_t products, int threads) {
+    const int64_t each = s.images * s.heads * s.queries;
+    const int64_t operations = each * s.keys * s.size * 2 * products;
+    return static_cast<int>(std::min<int64_t>(std::max(threads, 1), 1 + operations / 1000000));
+}
+
 // Queries of an item: many, so that bringing keys into order costs little, but as long as there are
 // enough items for all threads and the rows' sums stay in the second cache.
 int64_t row_block(const AttentionShape& s, int threads) {
@@ -84,6 +91,7 @@ int64_t parts_of(const AttentionShape& s) {
 
 void attention(const Attention& a, int threads) {
     const Kernels& k = kernels();
+    threads = threads_for(a.shape, 2, threads);
     const AttentionPlan plan{row_block(a.shape, threads), key_block(a.shape), 1, nullptr};
     for_items(a.shape.images * a.shape.heads * plan.items(a.shape),
               k.attention_floats(a.shape, plan), threads,
@@ -93,6 +101,7 @@ void attention(const Attention& a, int threads) {
 void attention_backward(const AttentionBackward& a, int threads) {
     const Kernels& k = kernels();
     const AttentionShape& s = a.shape;
+    threads = threads_for(s, 3, threads);
     AttentionPlan plan{row_block(s, threads), a.lse == nullptr ? s.keys : key_block(s), 1, nullptr};
     std::unique_ptr<float[]> partial;
     if (a.dk.data != nullptr || a.dv.data != nullptr) {
