@@ -105,6 +105,21 @@ def _native_flops(op: str, args: tuple[Any, ...]) -> int:
     return 0
 
 
+def _torch_attention(q: Any, k: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * 2 * q[0] * q[1] * q[2] * k[2] * q[3]
+
+
+def _torch_attention_backward(grad: Any, q: Any, k: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * 5 * q[0] * q[1] * q[2] * k[2] * q[3]
+
+
+#: torch counts its attention on GPUs, not on the CPU. Arguments are the tensors' shapes.
+_UNCOUNTED = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _torch_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _torch_attention_backward,
+}
+
+
 class Kernels(TorchDispatchMode):
     """Counts the operators that compute: neither views nor allocations."""
 
@@ -157,7 +172,7 @@ def count(step: Callable[[], object]) -> tuple[int, int]:
         return call(op, *args)
 
     kernels = Kernels()
-    flops = FlopCounterMode(display=False)
+    flops = FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
     dispatch.call = counted
     try:
         with flops, kernels:
