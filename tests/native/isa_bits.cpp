@@ -158,9 +158,71 @@ void compare_attention(DType type, AttentionShape shape, bool biased, bool one_t
     }
 }
 
+// conv3x3 in both directions and geglu, with channels that no vector divides and more input
+// channels than are taken at a time.
+void compare_layers(int64_t in, int64_t out) {
+    const auto numbers = [](int64_t n) {
+        std::vector<float> x(static_cast<size_t>(n));
+        for (float& a : x) a = static_cast<float>(random_words() % 2001) / 1000.0f - 1.0f;
+        return x;
+    };
+    const int64_t height = 9, width = 6, tiles = 6;
+    const std::vector<float> x = numbers(height * width * in), weight = numbers(out * in * 9);
+    const std::vector<float> bias = numbers(out);
+    const Kernels* both[] = {&avx2::kKernels, &avx512::kKernels};
+    std::vector<std::vector<float>> results[2];
+    for (int which = 0; which < 2; ++which) {
+        std::vector<float> y(static_cast<size_t>(height * width * out)), dx(x.size());
+        for (const bool flipped : {false, true}) {
+            Conv3x3 a{};
+            a.x = flipped ? y.data() : x.data();
+            a.y = flipped ? dx.data() : y.data();
+            a.weight = weight.data();
+            a.bias = flipped ? nullptr : bias.data();
+            a.images = 1;
+            a.height = height;
+            a.width = width;
+            a.in = flipped ? out : in;
+            a.out = flipped ? in : out;
+            a.x_pixel = a.in;
+            a.x_row = width * a.in;
+            a.x_image = height * a.x_row;
+            a.out_stride = flipped ? 9 : in * 9;
+            a.in_stride = flipped ? in * 9 : 9;
+            a.flipped = flipped;
+            a.tile_rows = 3;
+            a.tile_columns = 2;
+            a.tiles_pitch = (a.in + 15) / 16 * 16;
+            a.tiles_slice = tiles * a.tiles_pitch + 16;
+            std::vector<float> transformed(static_cast<size_t>(36 * a.tiles_slice));
+            const int64_t floats = 36 * (conv_products_slice(tiles) + kConvDepth * kConvBlock);
+            std::vector<float> scratch(static_cast<size_t>(floats));
+            a.tiles = transformed.data();
+            for (int64_t row = 0; row < a.tile_rows; ++row) both[which]->conv_tiles(a, row, row);
+            for (int64_t block = 0; block * kConvBlock < a.out; ++block) {
+                both[which]->conv_block(a, 0, a.tile_rows, block, scratch.data());
+            }
+        }
+        std::vector<float> gated(x.size() / 2), d_gated(x.size());
+        Geglu g{x.data(), nullptr, gated.data(), height * width, in / 2};
+        for (int64_t row = 0; row < g.rows; ++row) both[which]->geglu(g, row);
+        g.grad = gated.data();
+        g.y = d_gated.data();
+        for (int64_t row = 0; row < g.rows; ++row) both[which]->geglu_backward(g, row);
+        results[which] = {y, dx, gated, d_gated};
+    }
+    const char* names[] = {"conv3x3", "conv3x3_dx", "geglu", "geglu_backward"};
+    for (size_t i = 0; i < 4; ++i) {
+        const auto &a = results[0][i], &b = results[1][i];
+        same(names[i], a.data(), b.data(), a.size() * sizeof(float));
+    }
+}
+
 }  // namespace
 
 int main() {
+    compare_layers(22, 37);
+    compare_layers(130, 16);
     for (const DType type : {DType::float32, DType::bfloat16}) {
         for (const bool one_tile : {false, true}) {
             compare_attention(type, {1, 2, 70, 21, 40}, true, one_tile);
