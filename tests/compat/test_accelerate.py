@@ -91,7 +91,7 @@ def test_what_is_replaced_in_sd15() -> None:
     # 16 of the transformers and the last one.
     assert counts["ResnetBlock2D"] == 22
     assert counts["Attention"] == 32
-    assert counts["GEGLU"] == 16
+    assert counts["GEGLU"] == counts["Transformer2DModel"] == 16
     assert counts["GroupNorm"] == 2 * 22 + 16 + 1
     # 44 in the blocks, the first, the last, 3 before which the image is enlarged; 14 shortcuts and
     # 32 projections of 1×1.
@@ -206,9 +206,10 @@ def test_saved_bytes() -> None:
     assert 0 < ours <= 0.75 * plain
 
 
-def test_activations_are_channels_last_throughout() -> None:
-    network = NETWORKS["sd15"]
-    module = SD15()
+@pytest.mark.parametrize("name", ["sd15", "sd21"])
+def test_activations_are_channels_last_throughout(name: str) -> None:
+    network = NETWORKS[name]
+    module = network.make()
     seen: list[tuple[int, ...]] = []
     with udp_fast.accelerate(module):
         hooks = [

@@ -158,9 +158,7 @@ def test_every_set_of_gradients(attention_backend, shape, needs):
     ops = operands(SHAPES[shape])
     expected = exact(*ops)
     for results in (evaluate(*ops, needs=needs), masked(ops, needs)):
-        for name, got, wanted, right in zip(
-            NAMES, results, (True, *needs), expected, strict=True
-        ):
+        for name, got, wanted, right in zip(NAMES, results, (True, *needs), expected, strict=True):
             assert (got is not None) == wanted
             if got is not None:
                 close(got, right, F32, name)
@@ -251,7 +249,9 @@ def test_a_nan_stays_in_its_row(attention_backend):
             assert bad.sum() == 1
 
 
-@pytest.mark.parametrize("shape", [(0, 2, 3, 4, 5), (1, 0, 3, 4, 5), (1, 2, 0, 4, 5), (1, 2, 3, 0, 5)])
+@pytest.mark.parametrize(
+    "shape", [(0, 2, 3, 4, 5), (1, 0, 3, 4, 5), (1, 2, 0, 4, 5), (1, 2, 3, 0, 5)]
+)
 def test_empty(attention_backend, shape, monkeypatch):
     if attention_backend in ("sdpa", "xformers"):
         monkeypatch.delenv("UDP_FAST_BACKEND")  # they decline, and others take it
@@ -343,9 +343,7 @@ def test_gradcheck():
     q, k, v = (x.requires_grad_() for x in operands((2, 2, 5, 7, 4), F64)[:3])
     bias = torch.randn(2, 1, 5, 7, dtype=F64)
     assert torch.autograd.gradcheck(lambda *x: attention(*x, bias=bias), (q, k, v))
-    assert torch.autograd.gradcheck(
-        lambda x: attention(x, k.detach(), v.detach(), scale=0.7), (q,)
-    )
+    assert torch.autograd.gradcheck(lambda x: attention(x, k.detach(), v.detach(), scale=0.7), (q,))
 
 
 @pytest.mark.parametrize("keys", [ONE_TILE, ONE_TILE + 1])

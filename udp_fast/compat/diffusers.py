@@ -40,6 +40,7 @@ from diffusers.models.attention_processor import (
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
@@ -149,6 +150,32 @@ class UDPResnetBlock2D(ResnetBlock2D):  # type: ignore[misc]
             input_tensor = self.conv_shortcut(input_tensor)
         output = input_tensor + hidden
         return output if self.output_scale_factor == 1.0 else output / self.output_scale_factor
+
+
+class UDPTransformer2DModel(Transformer2DModel):  # type: ignore[misc]
+    """Tokens become pixels again without a copy: they are the channels_last image already."""
+
+    def _get_output_for_continuous_inputs(
+        self,
+        hidden_states: Tensor,
+        residual: Tensor,
+        batch_size: int,
+        height: int,
+        width: int,
+        inner_dim: int,
+    ) -> Tensor:
+        if not hidden_states.is_cpu:
+            output = super()._get_output_for_continuous_inputs(
+                hidden_states, residual, batch_size, height, width, inner_dim
+            )
+            assert isinstance(output, Tensor)
+            return output
+        if self.use_linear_projection:
+            hidden_states = self.proj_out(hidden_states)
+        hidden_states = hidden_states.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        if not self.use_linear_projection:
+            hidden_states = self.proj_out(hidden_states)
+        return hidden_states + residual
 
 
 # --- attention -----------------------------------------------------------------------------------
@@ -434,6 +461,8 @@ def _classes(module: nn.Module) -> dict[nn.Module, type[nn.Module]] | str | None
         return found if isinstance(found, str) else {module: found}
     if kind is GEGLU:
         return {module: UDPGEGLU}
+    if kind is Transformer2DModel and module.is_input_continuous:
+        return {module: UDPTransformer2DModel}
     if kind is nn.GroupNorm:
         return {module: UDPGroupNorm}
     if isinstance(module, (ResnetBlock2D, nn.GroupNorm, nn.Conv2d, GEGLU)):
@@ -449,6 +478,7 @@ _OURS = (
     UDPGroupNorm,
     UDPGroupNormSiLU,
     UDPResnetBlock2D,
+    UDPTransformer2DModel,
 )
 
 
