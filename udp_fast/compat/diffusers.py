@@ -64,8 +64,10 @@ __all__ = [
 # --- layers --------------------------------------------------------------------------------------
 
 
-def _trains(layer: nn.Module) -> bool:
-    return torch.is_grad_enabled() and any(p.requires_grad for p in layer.parameters(recurse=False))
+def _trains(conv: nn.Conv2d) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    return conv.weight.requires_grad or (conv.bias is not None and conv.bias.requires_grad)
 
 
 def _interleaved(x: Tensor) -> Tensor:
@@ -119,7 +121,11 @@ class UDPFoldedSiLU(nn.SiLU):
 
 class UDPGEGLU(GEGLU):  # type: ignore[misc]
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return geglu(self.proj(hidden_states))
+        hidden_states = self.proj(hidden_states)
+        if hidden_states.is_cpu and hidden_states.dtype == torch.float32:
+            return geglu(hidden_states)
+        values, gates = hidden_states.chunk(2, dim=-1)  # for which there is no kernel of ours yet
+        return values * self.gelu(gates)
 
 
 class UDPResnetBlock2D(ResnetBlock2D):  # type: ignore[misc]
