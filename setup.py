@@ -50,6 +50,7 @@ SOURCES = [
     "csrc/bindings.cpp",
     "csrc/cpu/isa.cpp",
     "csrc/cpu/launch.cpp",
+    "csrc/cpu/launch_group_norm.cpp",
     "csrc/cpu/parallel.cpp",
 ]
 

@@ -148,6 +148,51 @@ void image_scale(const py::tuple& shape, const py::object& x, const py::object& 
     udp::image_scale(args, sizes, threads);
 }
 
+const float* floats(uintptr_t address) {
+    return reinterpret_cast<const float*>(address);
+}
+float* floats_to_write(uintptr_t address) {
+    return reinterpret_cast<float*>(address);
+}
+
+udp::GroupNorm group_norm_args(const py::tuple& shape, const py::object& x, const py::object& out,
+                               int64_t groups, bool interleaved, uintptr_t weight, uintptr_t bias,
+                               bool silu) {
+    udp::GroupNorm args{};
+    args.x = operand(x);
+    args.out = operand(out);
+    args.shape = shape_of(shape);
+    args.groups = groups;
+    args.interleaved = interleaved;
+    args.silu = silu;
+    args.weight = floats(weight);
+    args.bias = floats(bias);
+    return args;
+}
+
+// Addresses: weight, bias [channels] or 0; mean, rstd [images, groups], written.
+void group_norm(const py::tuple& shape, const py::object& x, const py::object& y, int64_t groups,
+                bool interleaved, uintptr_t weight, uintptr_t bias, bool silu, double eps,
+                uintptr_t mean, uintptr_t rstd, int threads) {
+    const udp::GroupNorm args =
+        group_norm_args(shape, x, y, groups, interleaved, weight, bias, silu);
+    py::gil_scoped_release release;
+    udp::group_norm(args, eps, floats_to_write(mean), floats_to_write(rstd), threads);
+}
+
+// dx may be None, dweight and dbias 0.
+void group_norm_backward(const py::tuple& shape, const py::object& x, const py::object& gradient,
+                         const py::object& dx, int64_t groups, bool interleaved, uintptr_t weight,
+                         uintptr_t bias, bool silu, uintptr_t mean, uintptr_t rstd,
+                         uintptr_t dweight, uintptr_t dbias, int threads) {
+    udp::GroupNorm args = group_norm_args(shape, x, dx, groups, interleaved, weight, bias, silu);
+    args.gradient = operand(gradient);
+    args.mean = floats(mean);
+    args.rstd = floats(rstd);
+    py::gil_scoped_release release;
+    udp::group_norm_backward(args, floats_to_write(dweight), floats_to_write(dbias), threads);
+}
+
 std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
     uint32_t words[4] = {counter[0], counter[1], counter[2], counter[3]};
     udp::philox4x32_10(words, key[0], key[1]);
@@ -173,6 +218,8 @@ PYBIND11_MODULE(_native, m) {
     m.def("denoising_loss", &denoising_loss);
     m.def("quantize", &quantize);
     m.def("image_scale", &image_scale);
+    m.def("group_norm", &group_norm);
+    m.def("group_norm_backward", &group_norm_backward);
 
     m.def(
         "compiled_isas", [] { return isa_names(false); },

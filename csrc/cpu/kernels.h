@@ -8,28 +8,13 @@
 #include "../math/diffuse.h"
 #include "../math/pgd.h"
 #include "../math/quantize.h"
+#include "group_norm.h"
 #include "noise.h"
 #include "rows.h"
 
 namespace udp {
 namespace UDP_ISA {
 namespace {
-
-struct Yes {
-    static constexpr bool value = true;
-};
-struct No {
-    static constexpr bool value = false;
-};
-// body(Yes or No): a choice made once a row instead of once an element.
-template <class Body>
-UDP_HD void choose(bool which, Body body) {
-    if (which) {
-        body(Yes{});
-    } else {
-        body(No{});
-    }
-}
 
 // --- pgd_step ------------------------------------------------------------------------------------
 
@@ -399,7 +384,7 @@ void copy(float* to, const float* from, int64_t n, bool stream) {
 
 extern const Kernels kKernels;
 const Kernels kKernels = {UDP_ISA_NAME,   gradient_square, stepped_square, pgd_step, q_sample,
-                          denoising_loss, quantize,        image_scale,    copy};
+                          denoising_loss, quantize,        image_scale,    copy,     kGroupNorm};
 
 }  // namespace UDP_ISA
 }  // namespace udp

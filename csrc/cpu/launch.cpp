@@ -83,20 +83,6 @@ std::vector<double> image_sums(const Plan& plan, int threads, const Body& body) 
     return sums;
 }
 
-// Whether to write an output past the caches. It saves reading each line before it is overwritten,
-// which pays once the result is too large to be found in the last cache anyway.
-bool worth_streaming(const Shape& shape, const Operand& out) {
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-    static const int64_t cache = [] {
-        const int64_t size = sysconf(_SC_LEVEL3_CACHE_SIZE);
-        return size > 0 ? size : int64_t{32} << 20;
-    }();
-#else
-    static const int64_t cache = int64_t{32} << 20;
-#endif
-    return shape.images * shape.channels * shape.pixels * size_of(out.type) > cache / 4;
-}
-
 float at_most_in(DType type, float bound) {
     if (type == DType::float16) return float16_at_most(bound);
     if (type == DType::bfloat16) return bfloat16_at_most(bound);
@@ -114,6 +100,18 @@ void set_levels(const Schedule& s, int64_t images, std::vector<float>& signal,
 }
 
 }  // namespace
+
+bool worth_streaming(const Shape& shape, const Operand& out) {
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+    static const int64_t cache = [] {
+        const int64_t size = sysconf(_SC_LEVEL3_CACHE_SIZE);
+        return size > 0 ? size : int64_t{32} << 20;
+    }();
+#else
+    static const int64_t cache = int64_t{32} << 20;
+#endif
+    return shape.images * shape.channels * shape.pixels * size_of(out.type) > cache / 4;
+}
 
 void pgd_step(PgdStep args, Shape shape, PerImage<float> alpha, PerImage<float> eps, Step step,
               Norm norm, bool maximize, int64_t* skipped, int threads) {

@@ -33,6 +33,16 @@ void quantize(Quantize args, Shape shape, PerImage<float> eps, int threads);
 
 void image_scale(ImageScale args, Shape shape, int threads);
 
+// Every operand, shape, groups, layout, weight and bias are the caller's; all else is set here.
+// mean, rstd: [images, groups], written.
+void group_norm(GroupNorm args, double eps, float* mean, float* rstd, int threads);
+// With args.mean and args.rstd. dx is args.out, dweight and dbias [channels]; null: not wanted.
+void group_norm_backward(GroupNorm args, float* dweight, float* dbias, int threads);
+
+// Whether to write an output past the caches. It saves reading each line before it is overwritten,
+// which pays once the result is too large to be found in the last cache anyway.
+bool worth_streaming(const Shape& shape, const Operand& out);
+
 void copy(float* to, const float* from, int64_t n, bool stream, int threads);
 
 }  // namespace udp

@@ -103,6 +103,57 @@ struct ImageScale {
     bool stream;
 };
 
+// A group norm is cut into pieces by its shape and layout alone, in which statistics and sums are
+// taken before they are put together in order.
+constexpr int64_t kRunPiece = 4096;   // elements: of a group, or of a planar channel
+constexpr int64_t kPixelPiece = 256;  // pixels of an interleaved image
+
+struct GroupNorm {
+    Operand x, gradient, out;  // all planar, channels back to back, or all interleaved
+    Shape shape;
+    int64_t groups;
+    bool interleaved, silu, stream;
+    const float *weight, *bias;  // [channels]; null: one and zero
+    const float *mean, *rstd;    // [images, groups]
+    const float *pull, *tilt;    // [images, groups], see ../math/group_norm.h
+    // Interleaved: the above by channel, [images, kColumns, padded()], padded with zeros.
+    const float* columns;
+
+    enum Column { kMean, kScale, kBias, kPull, kTilt, kColumns };
+
+    int64_t group_channels() const { return shape.channels / groups; }
+    int64_t padded() const { return (shape.channels + 15) / 16 * 16; }
+    const float* column(int64_t image, Column which) const {
+        return columns + (image * kColumns + which) * padded();
+    }
+};
+
+// Of some elements: their mean, and the sum of the squared distances from it.
+struct Moments {
+    double mean, square;
+};
+// Of h = dL/du: the sum, and the sum of h times x's distance from the mean of its group.
+struct Slopes {
+    double plain, tilted;
+};
+// Some channels and pixels of an image. Where they are interleaved, `channel` is a multiple of 16.
+struct Tile {
+    int64_t image, channel, channels, pixel, pixels;
+};
+
+struct GroupNormKernels {
+    // Planar: of n elements from `first` of a group.
+    Moments (*run_moments)(const GroupNorm&, int64_t image, int64_t group, int64_t first,
+                           int64_t n);
+    // Interleaved, at most kPixelPiece pixels: by channel.
+    void (*moments)(const GroupNorm&, const Tile&, Moments*);
+    void (*apply)(const GroupNorm&, const Tile&);
+    // Planar: of channels of one group, the sum over them weighted by their scales. Either layout,
+    // the interleaved one at most kPixelPiece pixels: by channel, unless `channels` is null.
+    Slopes (*slopes)(const GroupNorm&, const Tile&, Slopes* channels);
+    void (*dx)(const GroupNorm&, const Tile&);
+};
+
 // Each function serves one chunk of one image.
 struct Kernels {
     const char* isa;
@@ -114,6 +165,7 @@ struct Kernels {
     void (*quantize)(const Quantize&, const Plan&, int64_t image, int64_t chunk);
     void (*image_scale)(const ImageScale&, const Plan&, int64_t image, int64_t chunk);
     void (*copy)(float* to, const float* from, int64_t n, bool stream);
+    GroupNormKernels group_norm;
 };
 
 }  // namespace udp

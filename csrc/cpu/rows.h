@@ -41,6 +41,22 @@ UDP_HD void store(T* p, F a, Part part, bool) {
     memcpy(p, lanes, static_cast<size_t>(part.n) * sizeof(T));
 }
 
+struct Yes {
+    static constexpr bool value = true;
+};
+struct No {
+    static constexpr bool value = false;
+};
+// body(Yes or No): a choice made once a row instead of once an element.
+template <class Body>
+UDP_HD void choose(bool which, Body body) {
+    if (which) {
+        body(Yes{});
+    } else {
+        body(No{});
+    }
+}
+
 // body(i, Full or Part) for the groups of sixteen in 0 .. n.
 template <class Body>
 UDP_HD void for_lanes(int64_t n, Body body) {

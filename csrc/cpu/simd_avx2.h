@@ -74,6 +74,10 @@ UDP_HD F fma(F a, F b, F c) {
 UDP_HD F sqrt(F a) {
     return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)};
 }
+UDP_HD F reciprocal(F a) {
+    const __m256 one = _mm256_set1_ps(1.0f);
+    return {_mm256_div_ps(one, a.lo), _mm256_div_ps(one, a.hi)};
+}
 UDP_HD F floor(F a) {
     return {_mm256_floor_ps(a.lo), _mm256_floor_ps(a.hi)};
 }

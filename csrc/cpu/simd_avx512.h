@@ -87,6 +87,9 @@ UDP_HD F fma(F a, F b, F c) {
 UDP_HD F sqrt(F a) {
     return _mm512_sqrt_ps(a.v);
 }
+UDP_HD F reciprocal(F a) {
+    return _mm512_div_ps(_mm512_set1_ps(1.0f), a.v);
+}
 UDP_HD F floor(F a) {
     return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 }

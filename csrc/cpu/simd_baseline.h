@@ -56,6 +56,7 @@ UDP_BINARY(U, U, operator^, a.v[i] ^ b.v[i])
         return r;                         \
     }
 UDP_UNARY(F, F, sqrt, udp::sqrt(a.v[i]))
+UDP_UNARY(F, F, reciprocal, udp::reciprocal(a.v[i]))
 UDP_UNARY(F, F, abs, udp::abs(a.v[i]))
 UDP_UNARY(F, F, floor, udp::floor(a.v[i]))
 UDP_UNARY(F, F, round_half_even, udp::round_half_even(a.v[i]))

@@ -53,6 +53,22 @@ UDP_HD float sqrt_nearly<float>(float a) {  // a > 0, normal
     return fmaf(fmaf(-root, root, a), 0.5f * y, root);  // Newton
 }
 #endif
+UDP_HD float reciprocal(float a) {
+    return 1.0f / a;
+}
+// One that may be off by one unit in the last place, for the GPU as above. Elsewhere it is exact.
+template <class F>
+UDP_HD F reciprocal_nearly(F a) {
+    return reciprocal(a);
+}
+#if defined(__CUDA_ARCH__)
+template <>
+UDP_HD float reciprocal_nearly<float>(float a) {  // a and 1 / a normal
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(a));
+    return fmaf(fmaf(-a, y, 1.0f), y, y);  // Newton
+}
+#endif
 UDP_HD float abs(float a) {
     return ::fabsf(a);
 }

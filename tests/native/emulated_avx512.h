@@ -106,6 +106,9 @@ inline Floats sub_ps(Floats a, Floats b) {
 inline Floats mul_ps(Floats a, Floats b) {
     return E_FLOATS(a.v[i] * b.v[i]);
 }
+inline Floats div_ps(Floats a, Floats b) {
+    return E_FLOATS(a.v[i] / b.v[i]);
+}
 inline Floats fmadd_ps(Floats a, Floats b, Floats c) {
     return E_FLOATS(std::fma(a.v[i], b.v[i], c.v[i]));
 }
@@ -262,6 +265,7 @@ inline Floats shuffle_ps(Floats a, Floats b, unsigned how) {
 #define _mm512_add_ps emulated::add_ps
 #define _mm512_sub_ps emulated::sub_ps
 #define _mm512_mul_ps emulated::mul_ps
+#define _mm512_div_ps emulated::div_ps
 #define _mm512_fmadd_ps emulated::fmadd_ps
 #define _mm512_min_ps emulated::min_ps
 #define _mm512_max_ps emulated::max_ps

@@ -1,0 +1,373 @@
+// The kernels of group_norm_silu. Planar: pixels of a channel lie side by side, lanes are pixels.
+// Interleaved: channels of a pixel do, lanes are channels. Included once for each instruction set.
+#pragma once
+
+#include "../math/group_norm.h"
+#include "rows.h"
+
+namespace udp {
+namespace UDP_ISA {
+namespace {
+
+template <class T>
+UDP_HD const T* element(const Operand& o, int64_t image, int64_t channel, int64_t pixel) {
+    return static_cast<const T*>(o.data) + image * o.image + channel * o.channel + pixel * o.pixel;
+}
+template <class T>
+UDP_HD T* element_to_write(const Operand& o, int64_t image, int64_t channel, int64_t pixel) {
+    return static_cast<T*>(o.data) + image * o.image + channel * o.channel + pixel * o.pixel;
+}
+
+// body(float, Float16 or BFloat16), a null pointer to it
+template <class Body>
+UDP_HD void with_type(DType type, Body body) {
+    switch (type) {
+        case DType::float32:
+            return body(static_cast<float*>(nullptr));
+        case DType::float16:
+            return body(static_cast<Float16*>(nullptr));
+        case DType::bfloat16:
+            return body(static_cast<BFloat16*>(nullptr));
+        case DType::uint8:
+            return;
+    }
+}
+
+UDP_HD double total(F a) {
+    float narrow[16];
+    store16(narrow, a);
+    double lanes[16];
+    for (int i = 0; i < 16; ++i) lanes[i] = narrow[i];
+    for (int width = 8; width > 0; width /= 2) {
+        for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    }
+    return lanes[0];
+}
+
+// --- moments -------------------------------------------------------------------------------------
+
+// Lane by lane, of the values so far less a pivot: one of the values, so that what is summed is of
+// the size of their spread, however far from zero they lie. Chan, Golub and LeVeque (1979): values
+// come four at a time, whose own moments are then merged.
+struct Spread {
+    F mean{0.0f}, square{0.0f};
+};
+
+// What a merge of four values into 4 * j takes: 1 / (j + 1) and 4 j / (j + 1).
+struct MergeFactors {
+    float share[kPixelPiece / 4], between[kPixelPiece / 4];
+    constexpr MergeFactors() : share(), between() {
+        for (int j = 0; j < kPixelPiece / 4; ++j) {
+            share[j] = 1.0f / static_cast<float>(j + 1);
+            between[j] = 4.0f * static_cast<float>(j) / static_cast<float>(j + 1);
+        }
+    }
+};
+constexpr MergeFactors kMerge;
+static_assert(kRunPiece / 16 <= kPixelPiece, "as many vectors as there are factors for");
+
+UDP_HD void merge_four(Spread& s, F a, F b, F c, F d, int64_t j) {
+    const F mean = ((a + b) + (c + d)) * F(0.25f);
+    a = a - mean;
+    b = b - mean;
+    c = c - mean;
+    d = d - mean;
+    const F square = fma(c, c, a * a) + fma(d, d, b * b);
+    const F step = mean - s.mean;
+    s.mean = fma(step, F(kMerge.share[j]), s.mean);
+    s.square = fma(step * step, F(kMerge.between[j]), s.square + square);
+}
+// One more after n.
+UDP_HD void merge_one(Spread& s, F a, int64_t n) {
+    const F step = a - s.mean;
+    s.mean = fma(step, F(1.0f / static_cast<float>(n + 1)), s.mean);
+    s.square = fma(step * step, F(static_cast<float>(n) / static_cast<float>(n + 1)), s.square);
+}
+
+template <class T>
+Moments run_moments_of(const T* x, int64_t n) {
+    float pivot;
+    {
+        float lanes[16];
+        store16(lanes, load(x, Part{1}));
+        pivot = lanes[0];
+    }
+    const F p(pivot);
+    const int64_t vectors = n / 16;
+    Spread s;
+    int64_t v = 0;
+    for (; v + 4 <= vectors; v += 4) {
+        const T* at = x + 16 * v;
+        merge_four(s, load16(at) - p, load16(at + 16) - p, load16(at + 32) - p, load16(at + 48) - p,
+                   v / 4);
+    }
+    for (; v < vectors; ++v) merge_one(s, load16(x + 16 * v) - p, v);
+
+    // The lanes, and each value of the last, incomplete vector.
+    const int rest = static_cast<int>(n % 16);
+    float last[16] = {}, lane_mean[16];
+    if (rest > 0) store16(last, load(x + 16 * vectors, Part{rest}));
+    store16(lane_mean, s.mean);
+    const double weight = static_cast<double>(vectors);
+    double mean = weight * total(s.mean);
+    for (int i = 0; i < rest; ++i) mean += static_cast<double>(last[i]) - pivot;
+    mean /= static_cast<double>(n);
+    double square = 0.0;
+    for (const float lane : lane_mean) square += (lane - mean) * (lane - mean);
+    square = weight * square + total(s.square);
+    for (int i = 0; i < rest; ++i) {
+        const double distance = static_cast<double>(last[i]) - pivot - mean;
+        square += distance * distance;
+    }
+    return {pivot + mean, square};
+}
+
+Moments run_moments(const GroupNorm& a, int64_t image, int64_t group, int64_t first, int64_t n) {
+    Moments found{};
+    with_type(a.x.type, [&](auto* type) {
+        using T = typename std::remove_pointer<decltype(type)>::type;
+        found = run_moments_of(element<T>(a.x, image, group * a.group_channels(), 0) + first, n);
+    });
+    return found;
+}
+
+constexpr int64_t kColumnBlock = 256;  // channels whose spreads are kept at once
+
+template <class T>
+void moments_of(const GroupNorm& a, const Tile& tile, Moments* out) {
+    alignas(64) float pivot[kColumnBlock], mean[kColumnBlock], square[kColumnBlock];
+    const int64_t step = a.x.pixel;
+    for (int64_t block = 0; block < tile.channels; block += kColumnBlock) {
+        const int64_t channels =
+            block + kColumnBlock < tile.channels ? kColumnBlock : tile.channels - block;
+        const T* x = element<T>(a.x, tile.image, tile.channel + block, tile.pixel);
+        for_lanes(channels, [&](int64_t c, auto lanes) {
+            store16(pivot + c, load(x + c, lanes));
+            store16(mean + c, F(0.0f));
+            store16(square + c, F(0.0f));
+        });
+        int64_t p = 0;
+        for (; p + 4 <= tile.pixels; p += 4, x += 4 * step) {
+            for_lanes(channels, [&](int64_t c, auto lanes) {
+                const F k = load16(pivot + c);
+                Spread s{load16(mean + c), load16(square + c)};
+                merge_four(s, load(x + c, lanes) - k, load(x + step + c, lanes) - k,
+                           load(x + 2 * step + c, lanes) - k, load(x + 3 * step + c, lanes) - k,
+                           p / 4);
+                store16(mean + c, s.mean);
+                store16(square + c, s.square);
+            });
+        }
+        for (; p < tile.pixels; ++p, x += step) {
+            for_lanes(channels, [&](int64_t c, auto lanes) {
+                Spread s{load16(mean + c), load16(square + c)};
+                merge_one(s, load(x + c, lanes) - load16(pivot + c), p);
+                store16(mean + c, s.mean);
+                store16(square + c, s.square);
+            });
+        }
+        for (int64_t c = 0; c < channels; ++c) {
+            out[block + c] = {static_cast<double>(pivot[c]) + mean[c], square[c]};
+        }
+    }
+}
+
+void moments(const GroupNorm& a, const Tile& tile, Moments* out) {
+    with_type(a.x.type, [&](auto* type) {
+        moments_of<typename std::remove_pointer<decltype(type)>::type>(a, tile, out);
+    });
+}
+
+// --- what a channel's elements share -------------------------------------------------------------
+
+struct Channel {
+    F mean, scale, bias, pull, tilt;
+};
+
+UDP_HD float scale_of(const GroupNorm& a, int64_t channel, int64_t row) {
+    return a.weight == nullptr ? a.rstd[row] : a.rstd[row] * a.weight[channel];
+}
+// Planar: one channel in all lanes.
+UDP_HD Channel channel_at(const GroupNorm& a, int64_t image, int64_t channel, bool gradient) {
+    const int64_t row = image * a.groups + channel / a.group_channels();
+    return {F(a.mean[row]), F(scale_of(a, channel, row)),
+            F(a.bias == nullptr ? 0.0f : a.bias[channel]), F(gradient ? a.pull[row] : 0.0f),
+            F(gradient ? a.tilt[row] : 0.0f)};
+}
+// Interleaved: sixteen channels.
+UDP_HD Channel channels_at(const GroupNorm& a, int64_t image, int64_t channel, bool gradient) {
+    const auto at = [&](GroupNorm::Column which) {
+        return load16(a.column(image, which) + channel);
+    };
+    return {at(GroupNorm::kMean), at(GroupNorm::kScale), at(GroupNorm::kBias),
+            gradient ? at(GroupNorm::kPull) : F(0.0f), gradient ? at(GroupNorm::kTilt) : F(0.0f)};
+}
+
+template <bool kSilu>
+UDP_HD F activated(F x, const Channel& c) {
+    const F u = normalised(x - c.mean, c.scale, c.bias);
+    return kSilu ? silu<F, U>(u) : u;
+}
+// h = dL/du
+template <bool kSilu>
+UDP_HD F slope_of(F distance, F gradient, const Channel& c) {
+    if (!kSilu) return gradient;
+    return gradient * silu_slope<F, U>(normalised(distance, c.scale, c.bias));
+}
+template <bool kSilu>
+UDP_HD F dx_of(F x, F gradient, const Channel& c) {
+    const F distance = x - c.mean;
+    return group_norm_dx(slope_of<kSilu>(distance, gradient, c), distance, c.scale, c.pull, c.tilt);
+}
+
+// body(T, Yes or No): for the type of x, and whether there is a SiLU
+template <class Body>
+UDP_HD void specialised(const GroupNorm& a, Body body) {
+    with_type(a.x.type, [&](auto* type) { choose(a.silu, [&](auto silu) { body(type, silu); }); });
+}
+
+// --- y and dx: one pass over a tile --------------------------------------------------------------
+
+// pixel(channels, x, gradient, y, i, lanes) makes y[i] from x[i], and gradient[i] if kGradient.
+template <class T, bool kGradient, class Pixel>
+UDP_HD void over_planar(const GroupNorm& a, const Tile& tile, Pixel pixel) {
+    for (int64_t c = tile.channel; c < tile.channel + tile.channels; ++c) {
+        const T* x = element<T>(a.x, tile.image, c, tile.pixel);
+        const T* g = kGradient ? element<T>(a.gradient, tile.image, c, tile.pixel) : nullptr;
+        T* y = element_to_write<T>(a.out, tile.image, c, tile.pixel);
+        const Channel channel = channel_at(a, tile.image, c, kGradient);
+        const bool stream = a.stream && aligned(y);
+        for_lanes(tile.pixels, [=](int64_t i, auto lanes) {
+            const F gradient = kGradient ? load(g + i, lanes) : F(0.0f);
+            store(y + i, pixel(load(x + i, lanes), gradient, channel), lanes, stream);
+        });
+    }
+}
+
+// kPixels at once, which share what is loaded for their channels.
+template <class T, bool kGradient, int kPixels, class Pixel>
+UDP_HD void over_pixels(const GroupNorm& a, const Tile& tile, int64_t p, Pixel pixel) {
+    const T* x = element<T>(a.x, tile.image, tile.channel, p);
+    const T* g = kGradient ? element<T>(a.gradient, tile.image, tile.channel, p) : nullptr;
+    T* y = element_to_write<T>(a.out, tile.image, tile.channel, p);
+    const int64_t x_step = a.x.pixel, g_step = a.gradient.pixel, y_step = a.out.pixel;
+    const bool stream = a.stream && aligned(y) && aligned(y + y_step);
+    for_lanes(tile.channels, [=, &a](int64_t i, auto lanes) {
+        const Channel channel = channels_at(a, tile.image, tile.channel + i, kGradient);
+        for (int k = 0; k < kPixels; ++k) {
+            const F gradient = kGradient ? load(g + k * g_step + i, lanes) : F(0.0f);
+            const F value = pixel(load(x + k * x_step + i, lanes), gradient, channel);
+            store(y + k * y_step + i, value, lanes, stream);
+        }
+    });
+}
+
+template <class T, bool kGradient, class Pixel>
+UDP_HD void over(const GroupNorm& a, const Tile& tile, Pixel pixel) {
+    if (!a.interleaved) return over_planar<T, kGradient>(a, tile, pixel);
+    const int64_t end = tile.pixel + tile.pixels;
+    int64_t p = tile.pixel;
+    for (; p + 4 <= end; p += 4) over_pixels<T, kGradient, 4>(a, tile, p, pixel);
+    for (; p < end; ++p) over_pixels<T, kGradient, 1>(a, tile, p, pixel);
+}
+
+void apply(const GroupNorm& a, const Tile& tile) {
+    specialised(a, [&](auto* type, auto silu) {
+        using T = typename std::remove_pointer<decltype(type)>::type;
+        constexpr bool kSilu = decltype(silu)::value;
+        over<T, false>(a, tile, [](F x, F, const Channel& c) { return activated<kSilu>(x, c); });
+    });
+    if (a.stream) stream_fence();
+}
+
+void dx(const GroupNorm& a, const Tile& tile) {
+    specialised(a, [&](auto* type, auto silu) {
+        using T = typename std::remove_pointer<decltype(type)>::type;
+        constexpr bool kSilu = decltype(silu)::value;
+        over<T, true>(a, tile, [](F x, F g, const Channel& c) { return dx_of<kSilu>(x, g, c); });
+    });
+    if (a.stream) stream_fence();
+}
+
+// --- slopes --------------------------------------------------------------------------------------
+
+template <class T, bool kSilu>
+Slopes slopes_planar(const GroupNorm& a, const Tile& tile, Slopes* channels) {
+    F plain(0.0f), tilted(0.0f);
+    for (int64_t c = 0; c < tile.channels; ++c) {
+        const T* x = element<T>(a.x, tile.image, tile.channel + c, tile.pixel);
+        const T* g = element<T>(a.gradient, tile.image, tile.channel + c, tile.pixel);
+        const Channel channel = channel_at(a, tile.image, tile.channel + c, false);
+        F sum(0.0f), product(0.0f);
+        for_lanes(tile.pixels, [=, &sum, &product](int64_t i, auto lanes) {
+            const F distance = load(x + i, lanes) - channel.mean;
+            const F h = slope_of<kSilu>(distance, load(g + i, lanes), channel);
+            sum = sum + h;
+            product = fma(h, distance, product);
+        });
+        plain = fma(sum, channel.scale, plain);
+        tilted = fma(product, channel.scale, tilted);
+        if (channels != nullptr) channels[c] = {total(sum), total(product)};
+    }
+    return {total(plain), total(tilted)};
+}
+
+template <class T, bool kSilu, int kPixels>
+UDP_HD void add_slopes(const GroupNorm& a, const Tile& tile, int64_t p, float* sums,
+                       float* products) {
+    const T* x = element<T>(a.x, tile.image, tile.channel, p);
+    const T* g = element<T>(a.gradient, tile.image, tile.channel, p);
+    const int64_t x_step = a.x.pixel, g_step = a.gradient.pixel;
+    for_lanes(tile.channels, [=, &a](int64_t i, auto lanes) {
+        const Channel channel = channels_at(a, tile.image, tile.channel + i, false);
+        F sum = load16(sums + i), product = load16(products + i);
+        for (int k = 0; k < kPixels; ++k) {
+            const F distance = load(x + k * x_step + i, lanes) - channel.mean;
+            const F h = slope_of<kSilu>(distance, load(g + k * g_step + i, lanes), channel);
+            sum = sum + h;
+            product = fma(h, distance, product);
+        }
+        store16(sums + i, sum);
+        store16(products + i, product);
+    });
+}
+
+template <class T, bool kSilu>
+void slopes_interleaved(const GroupNorm& a, const Tile& whole, Slopes* channels) {
+    alignas(64) float sums[kColumnBlock], products[kColumnBlock];
+    for (int64_t block = 0; block < whole.channels; block += kColumnBlock) {
+        Tile tile = whole;
+        tile.channel += block;
+        tile.channels =
+            block + kColumnBlock < whole.channels ? kColumnBlock : whole.channels - block;
+        memset(sums, 0, sizeof sums);
+        memset(products, 0, sizeof products);
+        const int64_t end = tile.pixel + tile.pixels;
+        int64_t p = tile.pixel;
+        for (; p + 4 <= end; p += 4) add_slopes<T, kSilu, 4>(a, tile, p, sums, products);
+        for (; p < end; ++p) add_slopes<T, kSilu, 1>(a, tile, p, sums, products);
+        for (int64_t c = 0; c < tile.channels; ++c) {
+            channels[block + c] = {sums[c], products[c]};
+        }
+    }
+}
+
+Slopes slopes(const GroupNorm& a, const Tile& tile, Slopes* channels) {
+    Slopes found{};
+    specialised(a, [&](auto* type, auto silu) {
+        using T = typename std::remove_pointer<decltype(type)>::type;
+        constexpr bool kSilu = decltype(silu)::value;
+        if (a.interleaved) {
+            slopes_interleaved<T, kSilu>(a, tile, channels);
+        } else {
+            found = slopes_planar<T, kSilu>(a, tile, channels);
+        }
+    });
+    return found;
+}
+
+constexpr GroupNormKernels kGroupNorm = {run_moments, moments, apply, slopes, dx};
+
+}  // namespace
+}  // namespace UDP_ISA
+}  // namespace udp
