@@ -242,7 +242,8 @@ inline Channels walk_channels(const Shape& s, bool planes, int group) {
     }
     const auto pieces = [&](int64_t chunk) { return (s.pixels + chunk - 1) / chunk; };
     int64_t chunk = tile;
-    while (chunk < kTurns * tile && chunk < s.pixels && slices * pieces(2 * chunk) >= enough) {
+    while (chunk < kTurns * tile && chunk < s.pixels && slices * pieces(2 * chunk) >= enough &&
+           2 * chunk * s.channels < int64_t{1} << 31) {
         chunk *= 2;
     }
     walk.chunk = static_cast<uint32_t>(chunk);
@@ -251,10 +252,9 @@ inline Channels walk_channels(const Shape& s, bool planes, int group) {
     return walk;
 }
 
-// Beyond it a unit's number or an offset within one would not fit 32 bits: 2^27 channels, or 2^40
-// pixels of one image.
+// Beyond it the number of a unit, or an offset within one, might not fit 32 bits.
 inline bool is_walkable(const Shape& s) {
-    return s.channels < (int64_t{1} << 21) && s.pixels < (int64_t{1} << 40) / s.channels;
+    return s.channels < int64_t{1} << 24 && s.pixels < (int64_t{1} << 40) / s.channels;
 }
 
 template <class Op>

@@ -1,38 +1,41 @@
 // group_norm_silu and its gradients, three launches each: what each channel's pieces amount to,
 // what that makes of each group, and the result. Nothing else is saved for the backward pass than x
 // and two floats a group.
+#include "../math/group_norm.h"
 #include "channels.cuh"
 #include "reduce.cuh"
 
 namespace udp {
 namespace {
 
-// 1 / (1 + e^-u), to 2^-21 of it. The special-function unit raises 2 to a power within 2^-22, but
-// the power, -u log2(e), is rounded: an error that counts |u| times. What was rounded off moves the
-// result by its slope. No 16-bit type would notice, so those do without.
+// math/group_norm.h's by the special-function unit, whose two instructions are a third of what the
+// polynomial takes: within 4 units in the last place. The unit raises 2 to a power within 2^-22,
+// but the power, -u log2(e), is rounded, an error that counts |u| times; so what was rounded off
+// follows as a factor. No 16-bit type would notice: those do without.
 template <class T>
-__device__ __forceinline__ float sigmoid(float u) {
+__device__ __forceinline__ Sigmoid<float> quick_sigmoid(float u) {
     constexpr float kLog2E = 0x1.715476p+0f, kLog2ERest = 0x1.4ae0cp-26f, kLn2 = 0x1.62e43p-1f;
-    const float power = u * -kLog2E;
-    const float s = reciprocal_approx(1.0f + exp2_approx(power));
-    if constexpr (sizeof(T) < 4) return s;
-    const float rest = fma(u, -kLog2ERest, fma(u, -kLog2E, -power));
-    return fma(s * (s - 1.0f), rest * kLn2, s);
+    const float v = ::fmaxf(u, -87.0f);  // or e^-u would be infinite; a NaN returns with u
+    const float power = v * -kLog2E;
+    float e = exp2_approx(power);
+    if constexpr (sizeof(T) == 4) {
+        e = fma(e * kLn2, fma(v, -kLog2ERest, fma(v, -kLog2E, -power)), e);
+    }
+    const float s = reciprocal_approx(1.0f + e);
+    return {s, e * s};
 }
 
 template <class T, bool kSilu>
 __device__ __forceinline__ float activated(float u) {
-    return kSilu ? u * sigmoid<T>(u) : u;
+    return kSilu ? u * quick_sigmoid<T>(u).value : u;
 }
-// grad times SiLU's slope, which is taken at weight * x̂ + bias: where SiLU was.
+// The gradient before the activation.
 template <class T, bool kSilu>
 __device__ __forceinline__ float through(float grad, float u) {
-    if constexpr (!kSilu) return grad;
-    const float s = sigmoid<T>(u);
-    return grad * fma(u * s, 1.0f - s, s);
+    return kSilu ? grad * silu_slope(u, quick_sigmoid<T>(u)) : grad;
 }
 
-// What the arithmetic of a few neighbouring channels needs: u = (x - mean) * scale + shift.
+// What the arithmetic of a few neighbouring channels needs; scale = rstd * weight.
 struct Normed {
     const float *mean, *rstd;  // [images, groups]
     Vector weight, bias;
@@ -40,7 +43,7 @@ struct Normed {
 
     template <int N>
     struct Numbers {
-        float mean[N], scale[N], shift[N];
+        float mean[N], scale[N], bias[N];
     };
     // body(k, index) for the group of each of N channels
     template <int N, class Body>
@@ -59,7 +62,7 @@ struct Normed {
     __device__ __forceinline__ Numbers<N> at(int64_t image, uint32_t channel) const {
         Numbers<N> c;
         load_channels(weight, channel, channels, 1.0f, c.scale);
-        load_channels(bias, channel, channels, 0.0f, c.shift);
+        load_channels(bias, channel, channels, 0.0f, c.bias);
         for_groups_of<N>(image, channel, [&](int k, int64_t index) {
             c.mean[k] = load_global<Cache::read_only>(mean + index);
             c.scale[k] *= load_global<Cache::read_only>(rstd + index);
@@ -173,7 +176,7 @@ struct Normalise : Normed {
 #pragma unroll
             for (int k = 0; k < N; ++k) {
                 const float d = value[k] - c.mean[k % kC];
-                value[k] = activated<T, kSilu>(fma(d, c.scale[k % kC], c.shift[k % kC]));
+                value[k] = activated<T, kSilu>(normalised(d, c.scale[k % kC], c.bias[k % kC]));
             }
             store(y, at, value);
         }
@@ -218,7 +221,8 @@ struct GradientSums : Normed {
 #pragma unroll
             for (int k = 0; k < N; ++k) {
                 const float d = value[k] - c.mean[k % kC];
-                const float h = through<T, kSilu>(g[k], fma(d, c.scale[k % kC], c.shift[k % kC]));
+                const float h =
+                    through<T, kSilu>(g[k], normalised(d, c.scale[k % kC], c.bias[k % kC]));
                 if (!exists(at, k)) continue;
                 sum[k % kAccumulators] += h;
                 along[k % kAccumulators] = fma(h, d, along[k % kAccumulators]);
@@ -244,19 +248,19 @@ struct GradientSums : Normed {
     }
 };
 
-// dx = weight * rstd * h - (x - mean) * tilt - level.
+// dx, from h and what its sums over the group are.
 template <class Element, int kC, bool kSilu>
 struct Gradient : Normed {
     using T = Element;
     static constexpr int kChannels = kC, kBlocks = kC == 1 ? 8 : 5;
     static constexpr bool kSums = false;
     Tensor grad, x, dx;
-    const float2* terms;  // (level, tilt) of each group
+    const float2* terms;  // (pull, tilt) of each group
 
     struct Body {
         Row<T> grad, x, dx;
         Numbers<kC> c;
-        float level[kC], tilt[kC];
+        float pull[kC], tilt[kC];
 
         __device__ bool aligned(int64_t first) const {
             return is_aligned<kWide<T>>(grad, first) && is_aligned<kWide<T>>(x, first) &&
@@ -276,8 +280,9 @@ struct Gradient : Normed {
 #pragma unroll
             for (int k = 0; k < N; ++k) {
                 const float d = value[k] - c.mean[k % kC];
-                const float h = through<T, kSilu>(g[k], fma(d, c.scale[k % kC], c.shift[k % kC]));
-                value[k] = fma(h, c.scale[k % kC], -fma(d, tilt[k % kC], level[k % kC]));
+                const float h =
+                    through<T, kSilu>(g[k], normalised(d, c.scale[k % kC], c.bias[k % kC]));
+                value[k] = group_norm_dx(h, d, c.scale[k % kC], pull[k % kC], tilt[k % kC]);
             }
             store(dx, at, value);
         }
@@ -290,7 +295,7 @@ struct Gradient : Normed {
         body.c = Normed::at<kC>(image, channel);
         for_groups_of<kC>(image, channel, [&](int k, int64_t index) {
             const float2 term = load_global<Cache::read_only>(terms + index);
-            body.level[k] = term.x;
+            body.pull[k] = term.x;
             body.tilt[k] = term.y;
         });
         return body;
@@ -305,7 +310,7 @@ struct Groups {
     uint32_t group;  // channels of one
 
     __device__ int64_t count() const { return walk.images * (walk.channels / group); }
-    __device__ int64_t entries() const { return int64_t{group} * walk.chunks; }
+    __device__ uint32_t entries() const { return group * walk.chunks; }
     __device__ double elements() const { return static_cast<double>(group) * walk.pixels; }
     // pixels of a channel's piece
     __device__ double pixels(uint32_t chunk) const {
@@ -318,16 +323,16 @@ struct Groups {
 __global__ void __launch_bounds__(kThreads)
     group_moments(const Groups groups, const float2* partial, double eps, float* mean,
                   float* rstd) {
-    const int64_t entries = groups.entries();
+    const uint32_t entries = groups.entries();
     for (int64_t g = blockIdx.x; g < groups.count(); g += gridDim.x) {
         const float2* of_group = partial + g * entries;
         double sum = 0.0;
-        for (int64_t e = threadIdx.x; e < entries; e += kThreads) {
+        for (uint32_t e = threadIdx.x; e < entries; e += kThreads) {
             sum += groups.pixels(e % groups.walk.chunks) * of_group[e].x;
         }
         const double middle = block_sum(sum) / groups.elements();
         double squares = 0.0;
-        for (int64_t e = threadIdx.x; e < entries; e += kThreads) {
+        for (uint32_t e = threadIdx.x; e < entries; e += kThreads) {
             const double apart = of_group[e].x - middle;
             squares += of_group[e].y + groups.pixels(e % groups.walk.chunks) * apart * apart;
         }
@@ -339,29 +344,29 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-// What the groups' terms of dx are, from the pieces' sums.
+// (pull, tilt) of each group, from the pieces' sums. Weighted as a single element is, so that one
+// alone in its group has no gradient at all.
 __global__ void __launch_bounds__(kThreads)
-    group_terms(const Groups groups, const float2* partial, const float* rstd, Vector weight,
-                float2* terms) {
-    const int64_t entries = groups.entries();
-    const int64_t in_image = groups.walk.channels / groups.group;
+    group_terms(const Groups groups, const float2* partial, const Normed normed, float2* terms) {
+    const uint32_t entries = groups.entries();
+    const uint32_t in_image = groups.walk.channels / groups.group;
     for (int64_t g = blockIdx.x; g < groups.count(); g += gridDim.x) {
-        const uint32_t channel = static_cast<uint32_t>(g % in_image) * groups.group;
+        const int64_t image = g / in_image;
+        const uint32_t channel = static_cast<uint32_t>(g - image * in_image) * groups.group;
         double sum = 0.0, along = 0.0;
-        for (int64_t e = threadIdx.x; e < entries; e += kThreads) {
-            float scale[1];
-            load_channels(weight, channel + static_cast<uint32_t>(e / groups.walk.chunks),
-                          groups.walk.channels, 1.0f, scale);
+        for (uint32_t e = threadIdx.x; e < entries; e += kThreads) {
+            const uint32_t c = channel + e / groups.walk.chunks;
+            const double scale = normed.at<1>(image, c).scale[0];
             const float2 pair = partial[g * entries + e];
-            sum += static_cast<double>(scale[0]) * pair.x;
-            along += static_cast<double>(scale[0]) * pair.y;
+            sum += scale * pair.x;
+            along += scale * pair.y;
         }
         sum = block_sum(sum);
         along = block_sum(along);
         if (threadIdx.x == 0) {
-            const double r = rstd[g];
-            terms[g] = {static_cast<float>(r * sum / groups.elements()),
-                        static_cast<float>(r * r * r * along / groups.elements())};
+            const double r = normed.rstd[g];
+            terms[g] = {static_cast<float>(sum / groups.elements()),
+                        static_cast<float>(r * r * along / groups.elements())};
         }
     }
 }
@@ -381,13 +386,13 @@ __global__ void __launch_bounds__(kThreads)
     const uint32_t channels = groups.walk.channels, chunks = groups.walk.chunks;
     for (uint32_t c = blockIdx.x; c < channels; c += gridDim.x) {
         double sum = 0.0, along = 0.0;
-        for (int64_t e = threadIdx.x; e < groups.walk.images * chunks; e += kThreads) {
-            const int64_t image = e / chunks;
-            const float2 pair = partial[(image * channels + c) * chunks + (e - image * chunks)];
-            sum += pair.x;
-            along +=
-                static_cast<double>(rstd[image * (channels / groups.group) + c / groups.group]) *
-                pair.y;
+        for (int64_t image = threadIdx.x / 4; image < groups.walk.images; image += kThreads / 4) {
+            const double r = rstd[image * (channels / groups.group) + c / groups.group];
+            const float2* pairs = partial + (image * channels + c) * chunks;
+            for (uint32_t chunk = threadIdx.x % 4; chunk < chunks; chunk += 4) {
+                sum += pairs[chunk].x;
+                along += r * pairs[chunk].y;
+            }
         }
         sum = block_sum(sum);
         along = block_sum(along);
@@ -505,7 +510,7 @@ int udp_group_norm_silu_backward(const udp::Shape* shape, int64_t groups,
         }
         if (!present(dx)) return cudaSuccess;
         error = launch_over<group_terms>(shape->images * groups, 1, kThreads, stream, finish,
-                                         partial, rstd, norm.weight, terms);
+                                         partial, norm, terms);
         if (error != cudaSuccess) return error;
         return silu != 0
                    ? run_channels(walk, Gradient<T, kC, true>{norm, *gradient, *x, *dx, terms},

@@ -20,6 +20,8 @@ from .registry import Backend
 #: Op of torch.library -> op of the backends.
 OPS = {
     "denoising_loss": "denoising_loss",
+    "group_norm_silu": "group_norm_silu",
+    "group_norm_silu_backward": "group_norm_silu_backward",
     "image_scale": "image_scale",
     "pgd_step": "pgd_step_",
     "pgd_step_": "pgd_step_",

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..channel_order import dense, laid_like, shape_of, strides
 from . import sums
-from .floats import exp2, fma, narrow, reciprocal, widen
+from .floats import exp2, fma, narrow, product, reciprocal, widen
 from .launch import DEFAULT, float32, launch, launch_sums
 from .rows import zero_outside
 
@@ -35,29 +35,32 @@ TILE = tl.constexpr(DEFAULT[0])
 
 @triton.jit
 def sigmoid(u, EXACT: tl.constexpr):
-    """1 / (1 + e^-u), to 2^-21 of it if EXACT; see csrc/cuda/group_norm_silu.cu."""
-    power = u * -1.44269502162933349609375
-    s = reciprocal(1.0 + exp2(power))
+    """(1 / (1 + e^-u), the rest to 1); see csrc/cuda/group_norm_silu.cu."""
+    v = tl.maximum(u, -87.0)
+    power = v * -1.44269502162933349609375
+    e = exp2(power)
     if EXACT:
-        rest = fma(u, -1.925963033500011e-08, fma(u, -1.44269502162933349609375, 0.0 - power))
-        s = fma(s * (s - 1.0), rest * 0.693147182464599609375, s)
-    return s
+        rest = fma(v, -1.925963033500011e-08, fma(v, -1.44269502162933349609375, 0.0 - power))
+        e = fma(e * 0.693147182464599609375, rest, e)
+    s = reciprocal(1.0 + e)
+    return s, e * s
 
 
 @triton.jit
 def _activated(u, SILU: tl.constexpr, EXACT: tl.constexpr):
     if SILU:
-        return u * sigmoid(u, EXACT)
+        s, _ = sigmoid(u, EXACT)
+        return u * s
     else:
         return u
 
 
 @triton.jit
 def _through(grad, u, SILU: tl.constexpr, EXACT: tl.constexpr):
-    """grad times SiLU's slope, which is taken at weight * x̂ + bias: where SiLU was."""
+    """The gradient before the activation."""
     if SILU:
-        s = sigmoid(u, EXACT)
-        return grad * fma(u * s, 1.0 - s, s)
+        s, rest = sigmoid(u, EXACT)
+        return grad * (s * fma(u, rest, 1.0))
     else:
         return grad
 
@@ -151,6 +154,15 @@ def _numbers(mean, rstd, weight, bias, image, channel, channels, group):
 
 
 @triton.jit
+def _none_yet(LAST: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr):
+    """A thread's sums: one, or if LAST one for each of its channels."""
+    if LAST:
+        return tl.zeros([GROUPS, WIDTH], tl.float32)
+    else:
+        return tl.zeros([GROUPS], tl.float32)
+
+
+@triton.jit
 def _pairs(x, FAR: tl.constexpr):
     """[M] to two [M / 2]: neighbours, or elements M / 2 apart."""
     if FAR:
@@ -161,13 +173,12 @@ def _pairs(x, FAR: tl.constexpr):
 
 @triton.jit
 def _folded_sum(x, LAST: tl.constexpr, COLS: tl.constexpr):
-    """[GROUPS, WIDTH] to the sums of each channel, [TILE / COLS] or if LAST [COLS]."""
+    """The threads' sums to those of each channel, [TILE / COLS], or if LAST [COLS]."""
     if LAST:
         x = tl.reshape(x, [x.shape[0] * x.shape[1]])
         count: tl.constexpr = COLS
     else:
         count: tl.constexpr = TILE // COLS
-        x = sums.of_rows(x)
     for _ in tl.static_range(10):
         if x.shape[0] > count:
             a, b = _pairs(x, LAST)
@@ -248,16 +259,19 @@ def channel_moments_kernel(
     if not LAST:
         seen = sums.of_rows(here.to(tl.float32))
         origin = (sums.of_rows(zero_outside(origin, here)) / tl.maximum(seen, 1.0))[:, None]
-    total = tl.zeros([GROUPS, WIDTH], tl.float32)
-    square = tl.zeros([GROUPS, WIDTH], tl.float32)
+    total, square = _none_yet(LAST, GROUPS, WIDTH), _none_yet(LAST, GROUPS, WIDTH)
     for tail in tl.static_range(2):
         begin, end = _turns(size, whole, tail, STEP)
         for done in range(begin, end, STEP):
             inside = _inside(channel, channels, done + pixel, size, tail)
             value = widen(tl.load(x + (offset + done * stride), mask=inside))
             d = zero_outside(value - origin, inside)
-            total += d
-            square = fma(d, d, square)
+            if LAST:
+                total += d
+                square = fma(d, d, square)
+            else:
+                total += sums.of_rows(d)
+                square += sums.squares_of_rows(d)
     if LAST:
         n = tl.broadcast_to(((size - pixel + STEP - 1) // STEP).to(tl.float32), [GROUPS, WIDTH])
         n = tl.reshape(n, [GROUPS * WIDTH])
@@ -269,7 +283,6 @@ def channel_moments_kernel(
         full = size // STEP
         left = tl.minimum(tl.maximum(size - full * STEP - tl.min(pixel, 1), 0), WIDTH)
         n = (full * WIDTH + left).to(tl.float32)
-        total, square = sums.of_rows(total), sums.of_rows(square)
         origin = tl.reshape(origin, [GROUPS])
     n = tl.maximum(n, 0.0)
     mean = total / tl.maximum(n, 1.0)
@@ -351,8 +364,7 @@ def gradient_sums_kernel(
     STEP: tl.constexpr = TILE // COLS if LAST else COLS
     stride = channels if LAST else 1
     _, middle, scale, shift = _numbers(mean, rstd, weight, bias, image, channel, channels, group)
-    total = tl.zeros([GROUPS, WIDTH], tl.float32)
-    along = tl.zeros([GROUPS, WIDTH], tl.float32)
+    total, along = _none_yet(LAST, GROUPS, WIDTH), _none_yet(LAST, GROUPS, WIDTH)
     for tail in tl.static_range(2):
         begin, end = _turns(size, whole, tail, STEP)
         for done in range(begin, end, STEP):
@@ -362,8 +374,13 @@ def gradient_sums_kernel(
             u = fma(d, scale, shift)
             h = _through(widen(tl.load(grad + i, mask=inside)), u, SILU, EXACT)
             h = zero_outside(h, inside)
-            total += h
-            along = fma(h, zero_outside(d, inside), along)
+            d = zero_outside(d, inside)
+            if LAST:
+                total += h
+                along = fma(h, d, along)
+            else:
+                total += sums.of_rows(h)
+                along += sums.products_of_rows(h, d)
     total = _folded_sum(total, LAST, COLS)
     along = _folded_sum(along, LAST, COLS)
     _store(partials, total, image, piece, base, channels, chunks, LAST, COLS)
@@ -379,7 +396,7 @@ def input_gradient_kernel(
     rstd,
     weight,  # *float [C] or None
     bias,
-    terms,  # *float32 [2, N, channels / group]
+    terms,  # *float32 [2, N, channels / group]: pull and tilt
     groups,  # N * channels / group
     group,
     channels,
@@ -393,7 +410,7 @@ def input_gradient_kernel(
     GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """dx = weight * rstd * h - (x - mean) * terms[1] - terms[0]."""
+    """From h and what its sums over the group are."""
     EXACT: tl.constexpr = x.dtype.element_ty == tl.float32
     image, _, _, start, offset, channel, pixel, size, whole = _place(
         channels, pixels, chunk, chunks, units, LAST, COLS, GROUPS, WIDTH
@@ -406,7 +423,7 @@ def input_gradient_kernel(
     index, middle, scale, shift = _numbers(
         mean, rstd, weight, bias, image, channel, channels, group
     )
-    level, tilt = tl.load(terms + index), tl.load(terms + groups + index)
+    pull, tilt = tl.load(terms + index), tl.load(terms + groups + index)
     for tail in tl.static_range(2):
         begin, end = _turns(size, whole, tail, STEP)
         for done in range(begin, end, STEP):
@@ -415,7 +432,7 @@ def input_gradient_kernel(
             d = widen(tl.load(x + i, mask=inside)) - middle
             u = fma(d, scale, shift)
             h = _through(widen(tl.load(grad + i, mask=inside)), u, SILU, EXACT)
-            out = fma(h, scale, 0.0 - fma(d, tilt, level))
+            out = fma(d, 0.0 - tilt, product(h, scale) - pull)
             tl.store(dx + i, narrow(out, dx.dtype.element_ty), mask=inside)
 
 
@@ -483,25 +500,25 @@ def group_terms_kernel(
     chunks,
     BLOCK: tl.constexpr = 256,
 ):
+    """Weighted as a single element is, so that one alone in its group has no gradient at all."""
     program = tl.program_id(0)
     partials += program.to(tl.int64) * entries
     channel = program % groups * group
     e = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float64)
     along = tl.zeros([BLOCK], tl.float64)
+    r = tl.load(rstd + program)
     for first in range(0, entries, BLOCK):
         i = first + e
-        scale = tl.cast(_of_channels(weight, channel + i // chunks, channels, 1.0), tl.float64)
+        scale = (r * _of_channels(weight, channel + i // chunks, channels, 1.0)).to(tl.float64)
         h = tl.load(partials + i, mask=i < entries, other=0.0).to(tl.float64)
         hd = tl.load(partials + count + i, mask=i < entries, other=0.0).to(tl.float64)
         total += scale * h  # exact: both were float32
         along += scale * hd
-    r = tl.load(rstd + program).to(tl.float64)
     elements = tl.cast(elements, tl.float64)
-    level = r * tl.sum(total) / elements
-    tilt = r * r * r * tl.sum(along) / elements
-    tl.store(terms + program, level.to(tl.float32))
-    tl.store(terms + total_groups + program, tilt.to(tl.float32))
+    r = r.to(tl.float64)
+    tl.store(terms + program, (tl.sum(total) / elements).to(tl.float32))
+    tl.store(terms + total_groups + program, (r * r * tl.sum(along) / elements).to(tl.float32))
 
 
 @triton.jit
@@ -567,7 +584,12 @@ def cut(channels: int, pixels: int, last: bool, width: int) -> Cut:
             cols *= 2
         step, blocks = cols, -(-channels // (tile // cols))
     chunk = step
-    while chunk < TURNS * step and chunk < pixels and blocks * -(-pixels // (2 * chunk)) >= ENOUGH:
+    while (
+        chunk < TURNS * step
+        and chunk < pixels
+        and blocks * -(-pixels // (2 * chunk)) >= ENOUGH
+        and 2 * chunk * channels < 2**31  # offsets within a piece are 32-bit
+    ):
         chunk *= 2
     chunks = -(-pixels // chunk)
     return Cut(last, cols, chunk, chunks, blocks * chunks)
