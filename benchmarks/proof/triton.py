@@ -20,7 +20,8 @@ from .machine_code import Code, read
 #: A thread's registers, of 65536 a multiprocessor: at 64 half of its 2048 threads find room.
 REGISTERS = 64
 
-#: Where a thread keeps the numbers of eight channels: as for csrc/cuda.
+#: In kernels that have numbers for each channel, as for csrc/cuda: of eight channels a thread, or of
+#: one, whose loop ptxas unrolls so that four loads are under way.
 REGISTERS_OF_CHANNELS = 96
 
 #: At most this many instructions an element where they decide the speed: bf16 on sm_90.
@@ -46,7 +47,7 @@ def form_of(variant: Variant) -> Form:
             widest=8 if interleaved else 16,  # four neighbours of a draw
         )
     registers = REGISTERS if stream or not variant.walks else 2 * REGISTERS
-    if variant.constants.get("LAST"):
+    if "LAST" in variant.constants:
         registers = max(registers, REGISTERS_OF_CHANNELS)
     return Form(
         language="Triton",

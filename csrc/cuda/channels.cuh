@@ -10,10 +10,11 @@
 // An Op has a type T of the elements, kChannels (1, or as many as a group has elements) and
 // kBlocks, and Op::at(image, channel) makes the body, with
 //   aligned(first), move(elements), operator()(at)   as in walk.cuh
+// and, where kSums, what the sums are made of:
 //   begin(at)      only to look at the first of a thread's elements, before any
-//   pair(k)        where kSums: what this thread has to say of its k-th channel
-//   merge(...)     where kSums: two such pairs to one
-//   count          where kSums: pixels of each channel that the pairs are about, if kCounts
+//   count          pixels of each channel that the thread has seen, if kCounts
+//   Op::pair(body, image, channel, k)   what the thread has to say of its k-th channel
+//   Op::merge(...)                      two such pairs to one
 #pragma once
 
 #include "walk.cuh"
@@ -132,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, Op::kBlocks)
                 }
             }
             if constexpr (Op::kSums) {
-                float2 pairs[1] = {body.pair(0)};
+                float2 pairs[1] = {op.pair(body, image, channel, 0)};
                 fold_lanes<Op>(pairs, body, 1, walk.lanes);
                 if (lane == 0 && !idle) {
                     store_global(op.partial + image * walk.units + unit, pairs[0]);
@@ -178,7 +179,9 @@ __global__ void __launch_bounds__(kThreads, Op::kBlocks)
                 __shared__ float counts[kWarps];
                 float2 pairs[kGroup];
 #pragma unroll
-                for (uint32_t k = 0; k < kGroup; ++k) pairs[k] = body.pair(k);
+                for (uint32_t k = 0; k < kGroup; ++k) {
+                    pairs[k] = op.pair(body, image, channel, k);
+                }
                 fold_lanes<Op>(pairs, body, walk.lanes, 32);
                 if (threadIdx.x % 32 < walk.lanes) {
 #pragma unroll

@@ -73,14 +73,17 @@ struct Normed {
 
 // Mean and sum of squared distances from it, of each channel's pieces. A thread measures from the
 // mean of its first few elements. Since these are among those it adds up, the square of their
-// distance from the mean of all is at most the variance times the number of its turns: so much, 32
-// roundings, may cancel, whatever the data. Pairs are merged by Chan, Golub and LeVeque's formula.
+// distance from the mean of all is at most the variance times the number of its turns, or twice
+// that: so much, 64 roundings, may cancel, whatever the data. Pairs are merged by Chan, Golub and
+// LeVeque's formula. Their means are told as distances from the group's first element: of a mean
+// far from zero a float would leave too little of the distances between pieces.
 template <class Element, int kC>
 struct Moments {
     using T = Element;
     static constexpr int kChannels = kC, kBlocks = 8, kAccumulators = kC == 1 ? 2 : kC;
     static constexpr bool kSums = true, kCounts = true;
     Tensor x;
+    uint32_t channels, group;  // group: channels of one
     float2* partial;
 
     struct Body {
@@ -99,7 +102,7 @@ struct Moments {
             for (int k = 0; k < N; ++k) {
                 if (kC > 1) {
                     from[k % kC] = value[k];
-                } else if (exists(at, k)) {
+                } else if (k < 4 && exists(at, k)) {  // as many by either way
                     total += value[k];
                     n += 1.0f;
                 }
@@ -121,13 +124,6 @@ struct Moments {
         }
         static __device__ __forceinline__ float counted(Full) { return kC == 1 ? kWide<T> : 1; }
         static __device__ __forceinline__ float counted(Part at) { return kC == 1 ? at.count : 1; }
-        __device__ __forceinline__ float2 pair(int k) const {
-            if (count == 0.0f) return {0.0f, 0.0f};
-            const float s = kC == 1 ? sum[0] + sum[kAccumulators - 1] : sum[k];
-            const float q = kC == 1 ? square[0] + square[kAccumulators - 1] : square[k];
-            const float mean = s / count, rest = fma(-s, mean, q);
-            return {from[k % kC] + mean, rest < 0.0f ? 0.0f : rest};  // NaN stays
-        }
     };
 
     __device__ __forceinline__ Body at(int64_t image, uint32_t channel) const {
@@ -139,6 +135,20 @@ struct Moments {
         }
         body.count = 0.0f;
         return body;
+    }
+    __device__ __forceinline__ float2 pair(const Body& body, int64_t image, uint32_t channel,
+                                           int k) const {
+        if (body.count == 0.0f) return {0.0f, 0.0f};
+        const uint32_t c = channel + k < channels ? channel + k : channels - 1;
+        const float origin = first_of(x, image, c - c % group), from = body.from[k % kC];
+        float s = body.sum[k], q = body.square[k];
+        if (kC == 1) s += body.sum[kAccumulators - 1], q += body.square[kAccumulators - 1];
+        const float mean = s / body.count, rest = fma(-s, mean, q);
+        return {from - origin + mean, rest < 0.0f ? 0.0f : rest};  // NaN stays
+    }
+    static __device__ __forceinline__ float first_of(const Tensor& x, int64_t image, uint32_t c) {
+        const T* data = static_cast<const T*>(x.data) + image * x.image + c * x.channel;
+        return widened(load_global<Cache::read_only>(data));
     }
     // share: of the other's count in both.
     static __device__ __forceinline__ void merge(float2& mine, float count, float2 other,
@@ -228,10 +238,6 @@ struct GradientSums : Normed {
                 along[k % kAccumulators] = fma(h, d, along[k % kAccumulators]);
             }
         }
-        __device__ __forceinline__ float2 pair(int k) const {
-            if (kC > 1) return {sum[k], along[k]};
-            return {sum[0] + sum[kAccumulators - 1], along[0] + along[kAccumulators - 1]};
-        }
     };
     __device__ __forceinline__ Body at(int64_t image, uint32_t channel) const {
         Body body;
@@ -241,6 +247,11 @@ struct GradientSums : Normed {
 #pragma unroll
         for (int k = 0; k < kAccumulators; ++k) body.sum[k] = body.along[k] = 0.0f;
         return body;
+    }
+    __device__ __forceinline__ float2 pair(const Body& body, int64_t, uint32_t, int k) const {
+        if (kC > 1) return {body.sum[k], body.along[k]};
+        return {body.sum[0] + body.sum[kAccumulators - 1],
+                body.along[0] + body.along[kAccumulators - 1]};
     }
     static __device__ __forceinline__ void merge(float2& mine, float, float2 other, float) {
         mine.x += other.x;
@@ -321,9 +332,9 @@ struct Groups {
 
 // mean and 1 / sqrt(var + eps) of each group, in float64 from its pieces'.
 __global__ void __launch_bounds__(kThreads)
-    group_moments(const Groups groups, const float2* partial, double eps, float* mean,
-                  float* rstd) {
-    const uint32_t entries = groups.entries();
+    group_moments(const Groups groups, const Tensor x, const float2* partial, double eps,
+                  float* mean, float* rstd) {
+    const uint32_t entries = groups.entries(), in_image = groups.walk.channels / groups.group;
     for (int64_t g = blockIdx.x; g < groups.count(); g += gridDim.x) {
         const float2* of_group = partial + g * entries;
         double sum = 0.0;
@@ -338,7 +349,13 @@ __global__ void __launch_bounds__(kThreads)
         }
         const double variance = block_sum(squares) / groups.elements();
         if (threadIdx.x == 0) {
-            mean[g] = static_cast<float>(middle);
+            const int64_t image = g / in_image;
+            const uint32_t c = static_cast<uint32_t>(g - image * in_image) * groups.group;
+            double origin = 0.0;
+            with_type<false>(x.type, [&](auto element) {
+                origin = Moments<decltype(element), 1>::first_of(x, image, c);
+            });
+            mean[g] = static_cast<float>(origin + middle);
             rstd[g] = static_cast<float>(1.0 / ::sqrt(variance + eps));
         }
     }
@@ -467,9 +484,10 @@ int udp_group_norm_silu(const udp::Shape* shape, int64_t groups, const udp::Tens
         const Channels walk = walk_channels(*shape, kC == 1, kWide<T>);
         const Groups finish{walk, static_cast<uint32_t>(shape->channels / groups)};
         float2* partial = static_cast<float2*>(workspace);
-        int error = run_channels(walk, Moments<T, kC>{*x, partial}, stream);
+        int error =
+            run_channels(walk, Moments<T, kC>{*x, walk.channels, finish.group, partial}, stream);
         if (error != cudaSuccess) return error;
-        error = launch_over<group_moments>(shape->images * groups, 1, kThreads, stream, finish,
+        error = launch_over<group_moments>(shape->images * groups, 1, kThreads, stream, finish, *x,
                                            partial, eps, mean, rstd);
         if (error != cudaSuccess) return error;
         const Normed norm{mean,           rstd,          value_of(weight),

@@ -18,6 +18,7 @@ from group_norm_cases import (
 )
 from torch import Tensor
 
+from udp_fast.backends.cpu import BACKEND as CPU
 from udp_fast.backends.cuda import BACKEND as CUDA
 
 pytestmark = pytest.mark.usefixtures("emulated")
@@ -197,6 +198,28 @@ def test_nothing(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_activation_is_good_to_a_few_units_in_the_last_place(layout: str) -> None:
+    """Of its own argument, which a norm without it leaves: far below zero, too, where an error of
+    the power counts for more."""
+    c = call((1, 4, 24, 24), 1, F32, layout, spread=1.0)
+    c = c._replace(weight=torch.full((4,), 9.0), bias=torch.tensor([0.0, -15.0, -40.0, 15.0]))
+    y = run(c)[0]
+    u = run(c._replace(act=None))[0].to(F64)
+    assert u.min() < -60
+    torch.testing.assert_close(y.to(F64), u * torch.sigmoid(u), rtol=5e-7, atol=0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_agrees_with_the_cpu_kernels(layout: str) -> None:
+    c = call((2, 32, 9, 8), 8, F32, layout)
+    expected = CPU.ops["group_norm_silu"](*c.forward)
+    _, mean, rstd = expected
+    expected += CPU.ops["group_norm_silu_backward"](*c.backward(mean, rstd))
+    for got, want in zip(run(c), expected, strict=True):
+        assert_close(got, want.to(F64), 1e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_slope_at_the_wrong_place_is_rejected(layout: str) -> None:
     c = call((2, 16, 8, 8), 4, F32, layout)
     dx, exact = run(c)[3], exact_backward(c)[0]
@@ -211,42 +234,34 @@ def test_the_slope_at_the_wrong_place_is_rejected(layout: str) -> None:
 # --- what is moved --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-def test_forward_reads_twice_and_writes_once(
-    emulated: EmulatedModule, dtype: torch.dtype, layout: str
-) -> None:
-    c = call((1, 64, 48, 48), 32, dtype, layout)
-    CUDA.ops["group_norm_silu"](*c.forward)
-    assert len(emulated.launches) == 3
-    loads, stores, wide = moved(emulated, c)
-    assert 2.0 <= loads <= 2.1
-    assert 1.0 <= stores <= 1.05
-    assert wide >= 3.0
+@pytest.fixture
+def features(emulated: EmulatedModule) -> EmulatedModule:
+    """For tensors as they are between layers: one schedule, whose counters are those of all."""
+    emulated.seeds = (0,)
+    return emulated
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-def test_backward_to_x_reads_four_times_and_writes_once(
-    emulated: EmulatedModule, dtype: torch.dtype, layout: str
+def test_x_is_read_twice_and_written_once_and_for_dx_all_twice(
+    features: EmulatedModule, dtype: torch.dtype, layout: str
 ) -> None:
-    c = call((1, 64, 48, 48), 32, dtype, layout)
+    c = call((1, 320, 64, 64), 32, dtype, layout)
     _, mean, rstd = CUDA.ops["group_norm_silu"](*c.forward)
-    emulated.launches.clear()
+    check_moved(features, c, reads=2)
+    features.launches.clear()
     CUDA.ops["group_norm_silu_backward"](*c.backward(mean, rstd, (True, False, False)))
-    assert len(emulated.launches) == 3
-    loads, stores, wide = moved(emulated, c)
-    assert 4.0 <= loads <= 4.1
-    assert 1.0 <= stores <= 1.05
-    assert wide >= 5.0
+    check_moved(features, c, reads=4)
 
 
-def moved(emulated: EmulatedModule, c: Call) -> tuple[float, float, float]:
-    """(loads, stores, by 16-byte accesses) of global memory, in sizes of x. In the first two a byte
-    counts once a launch: where sums begin, and the numbers of channels, are in a cache."""
+def check_moved(emulated: EmulatedModule, c: Call, reads: int) -> None:
+    """Global memory touched, in sizes of x: a byte counts once a launch, since where sums begin and
+    the numbers of channels come from a cache. The pieces' sums are what there is beside x."""
     launches, size = emulated.launches, c.x.numel() * c.x.element_size()
-    return (
-        sum(x.unique_load_bytes for x in launches) / size,
-        sum(x.unique_store_bytes for x in launches) / size,
-        sum(x.wide_load_bytes + x.wide_store_bytes for x in launches) / size,
-    )
+    assert len(launches) == 3
+    loads = sum(x.unique_load_bytes for x in launches) / size
+    stores = sum(x.unique_store_bytes for x in launches) / size
+    wide = sum(x.wide_load_bytes + x.wide_store_bytes for x in launches) / size
+    assert reads <= loads <= reads + 0.1
+    assert 1 <= stores <= 1.1
+    assert wide >= reads + 1

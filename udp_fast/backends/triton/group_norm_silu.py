@@ -226,6 +226,13 @@ def _store(
     tl.store(partials + (image * channels + c) * chunks + piece, values, mask=c < channels)
 
 
+@triton.jit
+def _first_of(firsts, channel, channels, group, stride):
+    """The first element of each channel's group."""
+    channel = tl.minimum(channel, channels - 1)
+    return widen(tl.load(firsts + (channel - channel % group).to(tl.int64) * stride))
+
+
 # --- kernels --------------------------------------------------------------------------------------
 
 
@@ -234,6 +241,7 @@ def channel_moments_kernel(
     x,  # *float [N, C, P], or if LAST [N, P, C]
     partials,  # *float32 [2, N, C, chunks]: means, and sums of squares about them
     count,  # N * C * chunks
+    group,  # channels of one
     channels,
     pixels,
     chunk,  # pixels of a piece
@@ -246,11 +254,13 @@ def channel_moments_kernel(
 ):
     """A thread measures from the mean of its first elements, or if LAST from the first of each channel.
 
-    So what may cancel is bounded by its turns, whatever the data; see csrc/cuda/group_norm_silu.cu.
+    So what may cancel is bounded by its turns, whatever the data; and means are told as distances from
+    the group's first element. See csrc/cuda/group_norm_silu.cu.
     """
     image, piece, base, start, offset, channel, pixel, size, whole = _place(
         channels, pixels, chunk, chunks, units, LAST, COLS, GROUPS, WIDTH
     )
+    firsts = x + image * channels * pixels
     x += start
     STEP: tl.constexpr = TILE // COLS if LAST else COLS
     stride = channels if LAST else 1
@@ -277,13 +287,15 @@ def channel_moments_kernel(
         n = tl.reshape(n, [GROUPS * WIDTH])
         total = tl.reshape(total, [GROUPS * WIDTH])
         square = tl.reshape(square, [GROUPS * WIDTH])
-        origin = tl.reshape(origin, [GROUPS * WIDTH])
+        first = tl.broadcast_to(_first_of(firsts, channel, channels, group, 1), [GROUPS, WIDTH])
+        origin = tl.reshape(origin - first, [GROUPS * WIDTH])
     else:
         # Of a whole tile a thread has WIDTH elements, of the last one what is left for it.
         full = size // STEP
         left = tl.minimum(tl.maximum(size - full * STEP - tl.min(pixel, 1), 0), WIDTH)
         n = (full * WIDTH + left).to(tl.float32)
-        origin = tl.reshape(origin, [GROUPS])
+        first = _first_of(firsts, channel, channels, group, pixels)
+        origin = tl.reshape(origin - first, [GROUPS])
     n = tl.maximum(n, 0.0)
     mean = total / tl.maximum(n, 1.0)
     square = fma(0.0 - total, mean, square)
@@ -447,6 +459,8 @@ def _pixels_of(piece, pixels, chunk):
 
 @triton.jit
 def group_moments_kernel(
+    x,  # *float, of which groups begin `between` elements apart
+    between,
     partials,  # *float32 [2, N, C, chunks]
     count,
     mean,  # *float32 [N, channels / group]
@@ -455,6 +469,8 @@ def group_moments_kernel(
     eps_rest,
     entries,  # of a group: group * chunks
     elements,
+    groups,  # of an image
+    image_size,
     pixels,
     chunk,
     chunks,
@@ -480,7 +496,9 @@ def group_moments_kernel(
         total = tl.fma(n * apart, apart, total) + squares
     variance = tl.sum(total) / elements
     exact = tl.cast(eps, tl.float32).to(tl.float64) + tl.cast(eps_rest, tl.float32).to(tl.float64)
-    tl.store(mean + program, middle.to(tl.float32))
+    image = program // groups
+    first = x + image.to(tl.int64) * image_size + (program - image * groups).to(tl.int64) * between
+    tl.store(mean + program, (widen(tl.load(first)).to(tl.float64) + middle).to(tl.float32))
     tl.store(rstd + program, (1.0 / tl.sqrt(variance + exact)).to(tl.float32))
 
 
@@ -629,10 +647,12 @@ def group_norm_silu(
     count = images * channels * way.chunks
     partials = x.new_empty((2 * count,), dtype=torch.float32)
     programs = images * way.units
-    launch(channel_moments_kernel, programs, width, read, partials, count, *where, **form)
+    launch(channel_moments_kernel, programs, width, read, partials, count, group, *where, **form)
     launch_sums(
         group_moments_kernel,
         images * num_groups,
+        read,
+        group if way.last else group * pixels,
         partials,
         count,
         mean,
@@ -641,6 +661,8 @@ def group_norm_silu(
         eps - float32(eps),
         group * way.chunks,
         group * pixels,
+        num_groups,
+        channels * pixels,
         pixels,
         way.chunk,
         way.chunks,
