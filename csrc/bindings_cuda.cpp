@@ -33,6 +33,14 @@ udp::PerImage per_image(const py::tuple& t) {
             t[2].cast<float>()};
 }
 
+// (address, dtype) or None
+udp::Vector vector(const py::object& object) {
+    if (object.is_none()) return {};
+    const py::tuple t = py::reinterpret_borrow<py::tuple>(object);
+    return {reinterpret_cast<void*>(t[0].cast<uintptr_t>()),
+            static_cast<udp::DType>(t[1].cast<int>())};
+}
+
 template <class T>
 T* address(uintptr_t a) {
     return reinterpret_cast<T*>(a);
@@ -134,6 +142,37 @@ void denoising_loss(const py::tuple& shape, const py::object& prediction, const 
           words(s) + words("pred", p) + words("target", given) + words("x", clean));
 }
 
+void group_norm_silu(const py::tuple& shape, int64_t groups, const py::object& x,
+                     const py::object& weight, const py::object& bias, double eps, bool silu,
+                     const py::object& y, uintptr_t mean, uintptr_t rstd, uintptr_t workspace,
+                     uintptr_t stream) {
+    const udp::Shape s = shape_of(shape);
+    const udp::Tensor in = operand(x), out = operand(y);
+    const udp::Vector w = vector(weight), b = vector(bias);
+    const int error =
+        udp_group_norm_silu(&s, groups, &in, &w, &b, eps, silu, &out, address<float>(mean),
+                            address<float>(rstd), address<void>(workspace), address<void>(stream));
+    check("group_norm_silu", error,
+          words(s) + " in " + std::to_string(groups) + " groups" + words("x", in));
+}
+
+void group_norm_silu_backward(const py::tuple& shape, int64_t groups, const py::object& gradient,
+                              const py::object& x, uintptr_t mean, uintptr_t rstd,
+                              const py::object& weight, const py::object& bias, bool silu,
+                              const py::object& dx, const py::object& dweight,
+                              const py::object& dbias, uintptr_t workspace, uintptr_t stream) {
+    const udp::Shape s = shape_of(shape);
+    const udp::Tensor g = operand(gradient), in = operand(x), out = operand(dx);
+    const udp::Vector w = vector(weight), b = vector(bias), dw = vector(dweight),
+                      db = vector(dbias);
+    const int error = udp_group_norm_silu_backward(
+        &s, groups, &g, &in, address<const float>(mean), address<const float>(rstd), &w, &b, silu,
+        &out, &dw, &db, address<void>(workspace), address<void>(stream));
+    check("group_norm_silu_backward", error,
+          words(s) + " in " + std::to_string(groups) + " groups" + words("grad_y", g) +
+              words("x", in));
+}
+
 void quantize(const py::tuple& shape, const py::object& value, const py::object& original,
               const py::tuple& eps, uintptr_t keys, bool is_image, double lo, double hi,
               const py::object& out, uintptr_t stream) {
@@ -178,6 +217,8 @@ PYBIND11_MODULE(_native_cuda, m) {
     m.def("pgd_step_multi", &pgd_step_multi);
     m.def("q_sample", &q_sample);
     m.def("denoising_loss", &denoising_loss);
+    m.def("group_norm_silu", &group_norm_silu);
+    m.def("group_norm_silu_backward", &group_norm_silu_backward);
     m.def("quantize", &quantize);
     m.def("image_scale", &image_scale);
     m.def("pgd_step_workspace", [](const py::tuple& shape, int step, int norm) {
@@ -187,6 +228,10 @@ PYBIND11_MODULE(_native_cuda, m) {
     m.def("denoising_loss_workspace", [](const py::tuple& shape) {
         const udp::Shape s = shape_of(shape);
         return udp_denoising_loss_workspace(&s);
+    });
+    m.def("group_norm_silu_workspace", [](const py::tuple& shape, int64_t groups) {
+        const udp::Shape s = shape_of(shape);
+        return udp_group_norm_silu_workspace(&s, groups);
     });
     m.def("devices", &devices, "(number of GPUs, why there are none).");
 }

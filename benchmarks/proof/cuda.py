@@ -53,6 +53,7 @@ class Gate:
     #: That should fit on a multiprocessor, and with them the registers of a thread; None: 8 blocks,
     #: or 5 where types are known only at run time, as walk.cuh has it.
     blocks: int | None = None
+    shared: int = 2048  # bytes of a block, at most
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,12 @@ class _Registered:
 
 _GATES: dict[str, _Registered] = {}
 
+#: Kernels that walk over images with an Op, and which of their template arguments that is.
+WALKS = {"for_groups": 1, "over_planes": 0, "over_pixels": 0}
+
 
 def gate(op: str, kernel: str) -> Callable[[Callable[..., Gate]], Callable[..., Gate]]:
-    """Registers what is demanded of a kernel, or of an Op of the `for_groups` kernel."""
+    """Registers what is demanded of a kernel, or of an Op of a kernel that `WALKS` names."""
 
     def register(make: Callable[..., Gate]) -> Callable[..., Gate]:
         _GATES[kernel] = _Registered(op, make)
@@ -109,6 +113,48 @@ def _loss(layout: str, t: str, source: str) -> Gate:
 
 @gate("denoising_loss", "loss_of_images")
 def _loss_of_images() -> Gate:
+    return Gate()
+
+
+def _channelwise(blocks: int, t: str, channels: str, loads: int, stores: int) -> Gate:
+    """An Op of channels.cuh: 16 bytes of each operand at once, with sums in shared memory between
+    warps where a thread has several channels."""
+    stream = streams(f"Flat<{16 // TYPES[t][1][0]}>", [t] * loads, [t] * stores)
+    return Gate(stream, blocks=8 if channels == "1" else blocks, shared=2048 + 16)
+
+
+@gate("group_norm_silu", "Moments")
+def _moments(t: str, channels: str) -> Gate:
+    return _channelwise(8, t, channels, loads=1, stores=0)
+
+
+@gate("group_norm_silu", "Normalise")
+def _normalise(t: str, channels: str, silu: str) -> Gate:
+    return _channelwise(6, t, channels, loads=1, stores=1)
+
+
+@gate("group_norm_silu_backward", "GradientSums")
+def _gradient_sums(t: str, channels: str, silu: str) -> Gate:
+    return _channelwise(5, t, channels, loads=2, stores=0)
+
+
+@gate("group_norm_silu_backward", "Gradient")
+def _gradient(t: str, channels: str, silu: str) -> Gate:
+    return _channelwise(5, t, channels, loads=2, stores=1)
+
+
+@gate("group_norm_silu", "group_moments")
+def _group_moments() -> Gate:
+    return Gate()
+
+
+@gate("group_norm_silu_backward", "group_terms")
+def _group_terms() -> Gate:
+    return Gate()
+
+
+@gate("group_norm_silu_backward", "parameter_gradients")
+def _parameter_gradients() -> Gate:
     return Gate()
 
 
@@ -202,8 +248,8 @@ def form_of(signature: str) -> Form:
         Ungated: there is no gate for it.
     """
     kernel, arguments = template(signature)
-    if kernel == "for_groups":
-        kernel, arguments = template(arguments[1])
+    if kernel in WALKS:
+        kernel, arguments = template(arguments[WALKS[kernel]])
     if kernel not in _GATES:
         raise Ungated(kernel)
     registered = _GATES[kernel]
@@ -217,6 +263,7 @@ def form_of(signature: str) -> Form:
         label=label,
         threads=threads(),
         registers=REGISTERS // (blocks * threads()) // 8 * 8,
+        shared=made.shared,
         stream=made.stream,
         instructions=made.instructions,
         draws=made.draws,

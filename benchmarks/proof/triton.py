@@ -20,6 +20,10 @@ from .machine_code import Code, read
 #: A thread's registers, of 65536 a multiprocessor: at 64 half of its 2048 threads find room.
 REGISTERS = 64
 
+#: In kernels that have numbers for each channel, as for csrc/cuda: of eight channels a thread, or of
+#: one, whose loop ptxas unrolls so that four loads are under way.
+REGISTERS_OF_CHANNELS = 96
+
 #: At most this many instructions an element where they decide the speed: bf16 on sm_90.
 INSTRUCTIONS = {
     "q_sample-dense-bf16": 35,
@@ -42,13 +46,16 @@ def form_of(variant: Variant) -> Form:
             run=4 if interleaved else variant.constants["WIDTH"],
             widest=8 if interleaved else 16,  # four neighbours of a draw
         )
+    registers = REGISTERS if stream or not variant.walks else 2 * REGISTERS
+    if "LAST" in variant.constants:
+        registers = max(registers, REGISTERS_OF_CHANNELS)
     return Form(
         language="Triton",
         op=op_of(variant),
         kernel=variant.kernel.__name__.removesuffix("_kernel"),
         label=variant.name.partition("-")[2],
         threads=32 * variant.warps,
-        registers=REGISTERS if stream or not variant.walks else 2 * REGISTERS,
+        registers=registers,
         stream=stream,
         instructions=INSTRUCTIONS.get(variant.name),
         draws=variant.signature.get("key", "constexpr") != "constexpr",

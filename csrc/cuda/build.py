@@ -23,6 +23,7 @@ ARCHITECTURES = ("80", "86", "89", "90", "100")
 
 SOURCES = (
     "csrc/cuda/denoising_loss.cu",
+    "csrc/cuda/group_norm_silu.cu",
     "csrc/cuda/image_scale.cu",
     "csrc/cuda/pgd_step.cu",
     "csrc/cuda/pgd_step_multi.cu",

@@ -22,6 +22,12 @@ struct Tensor {
     int64_t image, channel, pixel;
 };
 
+// One number for each channel, in device memory; absent where data is null.
+struct Vector {
+    void* data;
+    DType type;
+};
+
 // One number for all images, known to the host (data is null), or in device memory one for all
 // (stride 0) or one each.
 struct PerImage {
@@ -59,6 +65,7 @@ extern "C" {
 // Bytes of device memory, aligned to 8, that the op wants as `workspace`; 0: none (null will do).
 int64_t udp_pgd_step_workspace(const udp::Shape* shape, int step, int norm);
 int64_t udp_denoising_loss_workspace(const udp::Shape* shape);
+int64_t udp_group_norm_silu_workspace(const udp::Shape* shape, int64_t groups);
 
 // In place on delta. skipped: int64 [images], zero on entry.
 int udp_pgd_step(const udp::Shape* shape, const udp::Tensor* delta, const udp::Tensor* gradient,
@@ -91,4 +98,19 @@ int udp_quantize(const udp::Shape* shape, const udp::Tensor* value, const udp::T
 
 int udp_image_scale(const udp::Shape* shape, const udp::Tensor* x, const udp::PerImage* scale,
                     const udp::Tensor* out, void* stream);
+
+// All tensors have one type, and one layout: a channel's pixels are neighbours, or a pixel's
+// channels. mean, rstd: float [images, groups].
+int udp_group_norm_silu(const udp::Shape* shape, int64_t groups, const udp::Tensor* x,
+                        const udp::Vector* weight, const udp::Vector* bias, double eps, int silu,
+                        const udp::Tensor* y, float* mean, float* rstd, void* workspace,
+                        void* stream);
+
+// Of dx, dweight and dbias those that are not absent.
+int udp_group_norm_silu_backward(const udp::Shape* shape, int64_t groups,
+                                 const udp::Tensor* gradient, const udp::Tensor* x,
+                                 const float* mean, const float* rstd, const udp::Vector* weight,
+                                 const udp::Vector* bias, int silu, const udp::Tensor* dx,
+                                 const udp::Vector* dweight, const udp::Vector* dbias,
+                                 void* workspace, void* stream);
 }

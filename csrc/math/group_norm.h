@@ -40,10 +40,13 @@ UDP_HD F silu(F u) {
     return u * sigmoid<F, U>(u).value;
 }
 // Its slope: sigmoid(u) (1 + u (1 - sigmoid(u)))
+template <class F>
+UDP_HD F silu_slope(F u, Sigmoid<F> s) {
+    return s.value * fma(u, s.rest, F(1.0f));
+}
 template <class F, class U>
 UDP_HD F silu_slope(F u) {
-    const Sigmoid<F> s = sigmoid<F, U>(u);
-    return s.value * fma(u, s.rest, F(1.0f));
+    return silu_slope(u, sigmoid<F, U>(u));
 }
 
 // u from x's distance to its group's mean; scale = rstd * weight of the channel. Not x * scale + b:

@@ -28,6 +28,7 @@ ITEM = (4, 2, 2, 1)  # bytes, by dtype number
 
 Shape = tuple[int, int, int]
 Operand = tuple[int, int, int, int, int]
+Vector = tuple[int, int]
 PerImage = tuple[int, int, float]
 
 
@@ -47,6 +48,10 @@ class CTensor(ctypes.Structure):
         ("channel", ctypes.c_int64),
         ("pixel", ctypes.c_int64),
     ]
+
+
+class CVector(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("type", ctypes.c_int)]
 
 
 class CPerImage(ctypes.Structure):
@@ -108,6 +113,14 @@ def tensor(operand: Operand | None) -> Any:
     return ctypes.byref(CTensor(*operand)) if operand is not None else None
 
 
+def vector(values: Vector | None) -> Any:
+    return ctypes.byref(CVector(*values)) if values is not None else None
+
+
+def channels(values: Vector | None, shape: Shape) -> list[Region]:
+    return [run_of(values[0], shape[1], ITEM[values[1]])] if values is not None else []
+
+
 class EmulatedModule(ModuleType):
     """The functions of csrc/bindings_cuda.cpp."""
 
@@ -122,6 +135,7 @@ class EmulatedModule(ModuleType):
         self,
         file: str,
         *arguments: Any,
+        launcher: str = "",
         reads: list[Region],
         writes: list[Region],
         fills: list[Region],
@@ -130,7 +144,7 @@ class EmulatedModule(ModuleType):
         assert stream == 0
         library = emulate(ROOT / f"csrc/cuda/{file}.cu")
         self.launches += library.run(
-            f"udp_{file}",
+            f"udp_{launcher or file}",
             *arguments,
             None,
             memory=reads,
@@ -309,6 +323,94 @@ class EmulatedModule(ModuleType):
                 run_of(loss, images, 4),
                 scratch,
                 *(region(o, shape) for o in (gradient,) if o is not None),
+            ],
+            stream=stream,
+        )
+
+    def group_norm_silu_workspace(self, shape: Shape, groups: int) -> int:
+        c = ctypes.byref(CShape(*shape))
+        return self._size(
+            "group_norm_silu", "udp_group_norm_silu_workspace", c, ctypes.c_int64(groups)
+        )
+
+    def group_norm_silu(
+        self,
+        shape: Shape,
+        groups: int,
+        x: Operand,
+        weight: Vector | None,
+        bias: Vector | None,
+        eps: float,
+        silu: bool,
+        y: Operand,
+        mean: int,
+        rstd: int,
+        workspace: int,
+        stream: int,
+    ) -> None:
+        self._run(
+            "group_norm_silu",
+            ctypes.byref(CShape(*shape)),
+            groups,
+            tensor(x),
+            vector(weight),
+            vector(bias),
+            ctypes.c_double(eps),
+            int(silu),
+            tensor(y),
+            *(ctypes.c_void_p(a) for a in (mean, rstd, workspace)),
+            reads=[region(x, shape), *channels(weight, shape), *channels(bias, shape)],
+            writes=[],
+            fills=[
+                region(y, shape),
+                *(run_of(a, shape[0] * groups, 4) for a in (mean, rstd)),
+                run_of(workspace, self.group_norm_silu_workspace(shape, groups), 1),
+            ],
+            stream=stream,
+        )
+
+    def group_norm_silu_backward(
+        self,
+        shape: Shape,
+        groups: int,
+        gradient: Operand,
+        x: Operand,
+        mean: int,
+        rstd: int,
+        weight: Vector | None,
+        bias: Vector | None,
+        silu: bool,
+        dx: Operand | None,
+        dweight: Vector | None,
+        dbias: Vector | None,
+        workspace: int,
+        stream: int,
+    ) -> None:
+        self._run(
+            "group_norm_silu",
+            ctypes.byref(CShape(*shape)),
+            groups,
+            *map(tensor, (gradient, x)),
+            *(ctypes.c_void_p(a) for a in (mean, rstd)),
+            *map(vector, (weight, bias)),
+            int(silu),
+            tensor(dx),
+            *map(vector, (dweight, dbias)),
+            ctypes.c_void_p(workspace),
+            launcher="group_norm_silu_backward",
+            reads=[
+                region(gradient, shape),
+                region(x, shape),
+                *(run_of(a, shape[0] * groups, 4) for a in (mean, rstd)),
+                *channels(weight, shape),
+                *channels(bias, shape),
+            ],
+            writes=[],
+            fills=[
+                *(region(o, shape) for o in (dx,) if o is not None),
+                *channels(dweight, shape),
+                *channels(dbias, shape),
+                run_of(workspace, self.group_norm_silu_workspace(shape, groups), 1),
             ],
             stream=stream,
         )

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from udp_fast.backends.registry import backend
-from udp_fast.ops import denoising_loss, image_scale, noise_key, pgd_step_, q_sample, quantize
+from udp_fast.ops import (
+    denoising_loss,
+    group_norm_silu,
+    image_scale,
+    noise_key,
+    pgd_step_,
+    q_sample,
+    quantize,
+)
 from udp_fast.ops.pgd_step_multi import pgd_step_multi_
 
 pytestmark = [
@@ -129,6 +137,37 @@ def test_denoising_loss(both, shape, dtype, layout, kind):
     torch.testing.assert_close(grad, expected_grad, rtol=2 * spacing, atol=2e-6 * scale)
     clear = expected_grad.abs() > 4e-6 * scale
     assert torch.equal(grad.sign()[clear], expected_grad.sign()[clear])
+
+
+#: Features between layers, with one image and with few pixels; channels of no whole vectors.
+FEATURES = (((1, 320, 64, 64), 32), ((2, 1280, 8, 8), 32), ((2, 36, 33, 17), 3), ((8, 64), 8))
+
+
+@pytest.mark.parametrize("act", ["silu", None])
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "groups"), FEATURES, ids=str)
+def test_group_norm_silu(both, shape, groups, dtype, layout, act):
+    if len(shape) != 4:
+        layout = torch.contiguous_format
+    x, grad = values(shape, 1, dtype, layout) + 0.5, values(shape, 2, dtype, layout)
+    weight = values(shape[1:2], 3, torch.float32, torch.contiguous_format) + 0.5
+    bias = values(shape[1:2], 4, torch.float32, torch.contiguous_format)
+
+    def call(to: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        leaves = [to(v).requires_grad_() for v in (x, weight, bias)]
+        y = group_norm_silu(*leaves, num_groups=groups, act=act)
+        y.backward(to(grad))
+        grads = [leaf.grad for leaf in leaves]
+        assert all(g is not None for g in grads)
+        return [y.detach(), *grads]
+
+    for got, expected in zip(*both(call), strict=True):
+        scale = float(expected.abs().max())
+        spacing = torch.finfo(dtype).eps if got.dtype != torch.float32 else 1e-6
+        torch.testing.assert_close(got, expected, rtol=spacing, atol=2e-6 * scale)
+        clear = expected.abs() > 4e-6 * scale
+        assert torch.equal(got.sign()[clear], expected.sign()[clear])
 
 
 @operands

@@ -18,6 +18,7 @@ from udp_fast.ops import noise_key
 
 SHAPES = ((4, 3, 256, 256), (3, 4, 64, 64), (1, 3, 255, 253))
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+REFERENCE = backend("reference")
 
 
 def calls(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
@@ -38,6 +39,16 @@ def calls(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[str, tup
     )
     for kind in ("epsilon", "v_prediction"):
         yield "denoising_loss", (value, None, other, t, table, None, key, None, kind, True, 0.5)
+    scale, shift = torch.rand(shape[1]) + 0.5, torch.randn(shape[1])
+    groups = 2 if shape[1] % 2 == 0 else 1
+    for act in ("silu", None):
+        yield "group_norm_silu", (value, scale, shift, groups, 1e-5, act)
+        _, mean, rstd = REFERENCE.ops["group_norm_silu"](value, scale, shift, groups, 1e-5, act)
+        needs = [True, False, False]  # sums over the batch have a scale of their own
+        yield (
+            "group_norm_silu_backward",
+            (other, value, mean, rstd, scale, shift, groups, act, needs),
+        )
     yield "image_scale", (value, weight)
     yield "quantize", (delta, image, eps, None, "delta", *unit)
     yield "quantize", (delta, image, eps, key, "delta", *unit)
@@ -77,7 +88,7 @@ def agree(got: Tensor, want: Tensor) -> None:
 def check(name: str, device: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     for op, arguments in calls(shape, dtype):
         got = results(backend(name), device, op, arguments)
-        want = results(backend("reference"), "cpu", op, arguments)
+        want = results(REFERENCE, "cpu", op, arguments)
         assert len(got) == len(want)
         for mine, its in zip(got, want, strict=True):
             if its.numel():

@@ -12,7 +12,14 @@ import zlib
 
 import pytest
 import torch
-from cases import BF16, F16, F32, FLOATS, LAYOUTS, floats, images, same_bits
+from cases import BF16, F16, F32, F64, FLOATS, LAYOUTS, floats, images, same_bits
+from group_norm_cases import (
+    assert_close,
+    call,
+    exact_backward,
+    exact_forward,
+    slope_at_the_wrong_place,
+)
 from torch import Tensor
 from triton.runtime.autotuner import Autotuner
 
@@ -251,6 +258,117 @@ def test_denoising_loss(target, dtype, layout):
     )
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     agree(grad, expected_grad, 0.0 if key is None else NORMALS)
+
+
+def normed(c, needs=(True, True, True)):
+    """Triton's (y, mean, rstd, dx, dweight, dbias) of a call."""
+
+    def there(values):
+        return [v.to(DEVICE) if isinstance(v, Tensor) else v for v in values]
+
+    y, mean, rstd = BACKEND.ops["group_norm_silu"](*there(c.forward))
+    grads = BACKEND.ops["group_norm_silu_backward"](*there(c.backward(mean, rstd, needs)))
+    return [v.cpu() for v in (y, mean, rstd, *grads)]
+
+
+def check_normed(c):
+    y, mean, rstd, dx, dweight, dbias = normed(c)
+    if INTERPRETS:
+        assert y.stride() == dx.stride() == torch.empty_like(c.x).stride()
+    exact_y, exact_mean, exact_rstd = exact_forward(c)
+    assert_close(y, exact_y)
+    assert_close(mean, exact_mean, 3e-7)
+    torch.testing.assert_close(rstd.to(F64), exact_rstd, rtol=3e-7, atol=0)
+    exact_dx, exact_dweight, exact_dbias = exact_backward(c)
+    assert_close(dx, exact_dx)
+    if c.weight is not None:
+        assert_close(dweight, exact_dweight)
+    if c.bias is not None:
+        assert_close(dbias, exact_dbias)
+
+
+#: Several channels a tile, tails, channels that fill no tile or no vector, one channel, one pixel,
+#: several pieces.
+NORMED_SHAPES = (
+    ((2, 32, 4, 8), 8),
+    ((3, 12, 5, 7), 3),
+    ((2, 24), 4),
+    ((1, 1, 9, 9), 1),
+    ((1, 6, 2, 3, 4), 2),
+    ((1, 2, 1, 1), 2),
+    ((1, 2, 50, 50), 2),
+    ((1, 256, 16, 16), 32),
+)
+
+
+@pytest.mark.parametrize("act", ["silu", None])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_group_norm_silu(dtype, layout, act):
+    for shape, groups in NORMED_SHAPES:
+        check_normed(call(shape, groups, dtype, layout, act=act))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_group_norm_silu_takes_any_layout_and_weights(layout):
+    for weights, other in ((None, "contiguous"), (BF16, "channels_last"), (F16, layout)):
+        c = call((2, 8, 4, 6), 2, BF16, layout, weights)
+        check_normed(c._replace(grad=call((2, 8, 4, 6), 2, BF16, other).grad))
+    check_normed(call((2, 8, 4, 6), 2, F32, layout)._replace(weight=None))
+    check_normed(call((2, 8, 4, 6), 2, F32, layout)._replace(bias=None, grad=c.grad))
+
+
+def test_group_norm_silu_computes_what_is_needed():
+    c = call((2, 16, 4, 8), 4)
+    everything = normed(c)[3:]
+    for needs in itertools.product((False, True), repeat=3):
+        for needed, got, expected in zip(needs, normed(c, needs)[3:], everything, strict=True):
+            assert same_bits(got, expected) if needed else got.numel() == 0
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_group_norm_silu_is_exact_far_from_zero(layout):
+    """And whatever the first elements, about which sums are taken."""
+    c = call((1, 4, 24, 24), 2, F32, layout, middle=1e4, spread=0.5)
+    torch.testing.assert_close(normed(c)[2].to(F64), exact_forward(c)[2], rtol=1e-6, atol=0)
+    c = call((1, 4, 40, 40), 2, F32, layout)
+    c.x[:, :, 0, 0] = 1e4
+    torch.testing.assert_close(normed(c)[2].to(F64), exact_forward(c)[2], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_group_norm_silu_keeps_poison_in_its_group(layout):
+    c = call((1, 16, 5, 5), 4, F32, layout)
+    expected = normed(c)[0].reshape(4, -1)
+    for value in (math.nan, math.inf, -math.inf):
+        c.x[0, 6, 1, 2] = value
+        y = normed(c)[0].reshape(4, -1)
+        assert y[1].isnan().all()
+        assert same_bits(y[[0, 2, 3]], expected[[0, 2, 3]])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_the_slope_at_the_wrong_place_is_rejected(layout):
+    c = call((2, 16, 8, 8), 4, F32, layout)
+    exact = exact_backward(c)[0]
+    wrong = slope_at_the_wrong_place(c).to(F32)
+    assert_close(normed(c)[3], exact)
+    with pytest.raises(AssertionError):
+        assert_close(wrong, exact)
+
+
+def test_one_element_a_group_has_no_gradient():
+    c = call((2, 6), 6)
+    assert not normed(c)[3].any()
+
+
+def test_one_image_has_work_for_a_gpu():
+    from udp_fast.backends.triton.group_norm_silu import ENOUGH, cut
+
+    for last, width, (channels, pixels) in itertools.product(
+        (False, True), (4, 8), ((320, 64 * 64), (640, 32 * 32), (128, 512 * 512), (512, 64 * 64))
+    ):
+        assert cut(channels, pixels, last, width).units >= ENOUGH
 
 
 def test_sums_of_extremes_and_poison():

@@ -96,6 +96,21 @@ def test_kernels_are_in_the_graph(gpu, dynamic):
     assert not any(name.startswith("udp_fast") for name in called)
 
 
+def test_the_kernels_of_a_norm_are_in_the_graph(gpu):
+    def norm(x, grad, weight):
+        y, mean, rstd = OPS.group_norm_silu(x, weight, weight, 4, 1e-5, "silu")
+        rest = (weight, weight, 4, "silu", [True, True, False])
+        return y, *OPS.group_norm_silu_backward(grad, x, mean, rstd, *rest)
+
+    with FakeTensorMode(shape_env=ShapeEnv()):
+        x = torch.empty((2, 16, 8, 8), dtype=BF16, device="cuda")
+        weight = torch.empty((16,), device="cuda")
+        traced = make_fx(dispatch_functionalize(norm))(x, torch.empty_like(x), weight)
+    called = [str(node.target) for node in traced.graph.nodes if node.op == "call_function"]
+    assert called.count("triton_kernel_wrapper_functional") == 3 + 4
+    assert not any(name.startswith("udp_fast") for name in called)
+
+
 @pytest.mark.parametrize(
     ("device", "pinned"), [("cpu", "auto"), ("cuda", "reference"), ("cuda", "cpu")]
 )
@@ -114,6 +129,11 @@ def test_a_call_that_triton_does_not_take_stays_an_op(gpu, monkeypatch, device, 
         "quantize-dense-image-f32",
         "denoising_loss-dense-flow-bf16",
         "q_sample-dense-flow-bf16",
+        "normalise-planes-bf16",
+        "normalise-channels-f32",
+        "input_gradient-planes-f32",
+        "gradient_sums-channels-bf16",
+        "channel_moments-planes-bf16",
     ],
 )
 def test_contraction_finds_nothing_to_contract(name, monkeypatch):

@@ -22,6 +22,8 @@ OPS = {
     "attention": "attention",
     "attention_backward": "attention_backward",
     "denoising_loss": "denoising_loss",
+    "group_norm_silu": "group_norm_silu",
+    "group_norm_silu_backward": "group_norm_silu_backward",
     "image_scale": "image_scale",
     "pgd_step": "pgd_step_",
     "pgd_step_": "pgd_step_",

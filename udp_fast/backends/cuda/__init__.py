@@ -11,6 +11,7 @@ from torch import Tensor
 from ..registry import Backend, one_by_one
 from . import native
 from .denoising_loss import denoising_loss
+from .group_norm_silu import group_norm_silu, group_norm_silu_backward
 from .image_scale import image_scale
 from .pgd_step import pgd_step_
 from .pgd_step_multi import pgd_step_multi_
@@ -71,6 +72,8 @@ BACKEND = Backend(
     name="cuda",
     ops={
         "denoising_loss": denoising_loss,
+        "group_norm_silu": group_norm_silu,
+        "group_norm_silu_backward": group_norm_silu_backward,
         "image_scale": image_scale,
         "pgd_step_": pgd_step_,
         "pgd_step_multi_": pgd_step_multi_,

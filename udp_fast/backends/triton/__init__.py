@@ -21,7 +21,17 @@ from torch import Tensor
 
 from ..registry import Backend, one_by_one
 
-OPS = ("denoising_loss", "image_scale", "pgd_step_", "pgd_step_multi_", "q_sample", "quantize")
+#: Op -> the module that has it.
+OPS = {
+    "denoising_loss": "denoising_loss",
+    "group_norm_silu": "group_norm_silu",
+    "group_norm_silu_backward": "group_norm_silu",
+    "image_scale": "image_scale",
+    "pgd_step_": "pgd_step",
+    "pgd_step_multi_": "pgd_step_multi",
+    "q_sample": "q_sample",
+    "quantize": "quantize",
+}
 
 #: Triton reads it when kernels are defined, that is once.
 INTERPRETS = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
@@ -87,7 +97,7 @@ def _status() -> str:
 
 
 def _first_call(op: str) -> Callable[..., Any]:
-    module = importlib.import_module(f"{__name__}.{op.rstrip('_')}")
+    module = importlib.import_module(f"{__name__}.{OPS[op]}")
     function: Callable[..., Any] = getattr(module, op)
     return function
 

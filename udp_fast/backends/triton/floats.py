@@ -76,3 +76,25 @@ def flip(a, sign):
     """``a``, negated where the sign bit of the float32 ``sign`` is set."""
     bits = tl.cast(a, tl.float32).to(tl.uint32, bitcast=True)
     return (bits ^ (sign.to(tl.uint32, bitcast=True) & 0x80000000)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def reciprocal(a):
+    """1 / a by the special-function unit, relative error about 2^-23; subnormals may become zero."""
+    if INTERPRET:
+        return 1.0 / a
+    else:
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [a], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+def exp2(a):
+    """2 to the power of a by the special-function unit, relative error about 2^-22."""
+    if INTERPRET:
+        return tl.exp2(a)
+    else:
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [a], dtype=tl.float32, is_pure=True, pack=1
+        )

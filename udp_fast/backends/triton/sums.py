@@ -32,8 +32,15 @@ def of_rows(x):
 @triton.jit
 def squares_of_rows(x):
     """float32 [G, 4] or [G, 8] to [G]: the sum of squares, neighbours first."""
+    return products_of_rows(x, x)
+
+
+@triton.jit
+def products_of_rows(x, y):
+    """float32 [G, 4] or [G, 8] twice to [G]: the sum of x * y, neighbours first."""
     a, b = halves(x)
-    x = fma(b, b, a * a)
+    c, d = halves(y)
+    x = fma(b, d, a * c)
     if x.shape[1] == 4:
         a, b = halves(x)
         x = a + b

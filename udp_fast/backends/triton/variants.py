@@ -26,6 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .denoising_loss import denoising_loss
+from .group_norm_silu import group_norm_silu, group_norm_silu_backward
 from .image_scale import image_scale
 from .launch import Launch, recorded
 from .pgd_step import pgd_step_
@@ -48,13 +49,18 @@ SHAPES = {
     "odd": (1, 3, 255, 255),  # one image of any size: vectors, up to its last few elements
     "ragged": (2, 3, 255, 255),  # several: rows begin anywhere, one element an access
     "strided": (2, 6, 256, 256),  # an operand in another order than the rest: one element an access
+    "planes": (2, 320, 64, 64),  # features between layers
+    "small": (2, 1280, 8, 8),  # several channels a tile
+    "channels": (2, 320, 64, 64),  # the same, channels last
+    "few": (2, 1280, 8, 8),
+    "uneven": (2, 36, 15, 15),  # channels of no whole number of vectors
 }
-VECTORISED = ("dense", "huge", "latent", "rgb", "odd")
+VECTORISED = ("dense", "huge", "latent", "rgb", "odd", "planes", "small", "channels", "few")
 
 
 def image(shape: str, dtype: torch.dtype) -> Tensor:
     """A tensor without memory of one of `SHAPES`."""
-    last = shape in ("latent", "rgb", "strided")
+    last = shape in ("latent", "rgb", "strided", "channels", "few")
     tensor = torch.empty(SHAPES[shape], dtype=dtype, device="meta")
     return tensor.contiguous(memory_format=torch.channels_last) if last else tensor
 
@@ -139,15 +145,28 @@ class Variant:
 
 #: What each kernel that walks over images stores; `_UPDATED` is read before.
 _STORED = {
+    "channel_moments_kernel": (),
     "denoising_loss_kernel": ("grad",),
     "gradient_square_kernel": (),
+    "gradient_sums_kernel": (),
     "image_scale_kernel": ("out",),
+    "input_gradient_kernel": ("dx",),
+    "normalise_kernel": ("y",),
     "pgd_step_kernel": ("delta", "adv"),
     "q_sample_kernel": ("out", "noise_out"),
     "quantize_kernel": ("out",),
     "stepped_square_kernel": (),
 }
 _UPDATED = {"delta"}
+
+#: What passes through a kernel element by element and comes without strides of its own.
+_STREAMED = {
+    "channel_moments_kernel": ("x",),
+    "gradient_sums_kernel": ("grad", "x"),
+    "input_gradient_kernel": ("grad", "x", "dx"),
+    "normalise_kernel": ("x", "y"),
+    "q_sample_kernel": ("noise_out",),
+}
 _TYPES = {
     torch.float64: "*fp64",
     F32: "*fp32",
@@ -183,7 +202,8 @@ def _variant(name: str, shape: str, launch: Launch) -> Variant:
     streams = {
         key: value.element_size()
         for key, value in launch.arguments.items()
-        if isinstance(value, Tensor) and (f"{key}_pixel" in signature or key == "noise_out")
+        if isinstance(value, Tensor)
+        and (f"{key}_pixel" in signature or key in _STREAMED.get(launch.kernel.__name__, ()))
     }
     return Variant(
         name, launch.kernel, shape, signature, constants, tuple(multiples), launch.warps, streams
@@ -318,6 +338,43 @@ def _denoising_loss() -> Iterator[Case]:
     yield case("dense", "epsilon-no-grad", "epsilon", BF16, with_grad=False)
     for shape in ("huge", "odd", "ragged", "strided"):
         yield case(shape, "epsilon", "epsilon", BF16)
+
+
+def _normed() -> Iterator[tuple[str, str, torch.dtype, Tensor | None, Tensor | None, str | None]]:
+    """(shape, label, dtype, weight, bias, act)"""
+
+    def vector(shape: str, dtype: torch.dtype) -> Tensor:
+        return torch.empty((SHAPES[shape][1],), dtype=dtype, device="meta")
+
+    for shape in ("planes", "channels"):
+        for dtype in (F32, BF16, F16):
+            own = vector(shape, dtype)
+            yield shape, NAMES[dtype], dtype, own, own, "silu"
+        yield shape, "norm-bf16", BF16, vector(shape, BF16), vector(shape, BF16), None
+        yield shape, "bare-f32", F32, None, None, "silu"
+    for shape in ("small", "few", "uneven", "huge", "ragged"):
+        yield shape, "bf16", BF16, vector(shape, F32), vector(shape, F32), "silu"
+
+
+def _groups(shape: str) -> int:
+    channels = SHAPES[shape][1]
+    return 32 if channels % 32 == 0 else 3
+
+
+@cases(group_norm_silu)
+def _group_norm_silu() -> Iterator[Case]:
+    for shape, label, dtype, weight, bias, act in _normed():
+        arguments = (image(shape, dtype), weight, bias, _groups(shape), 1e-5, act)
+        yield Case(shape, label, arguments)
+
+
+@cases(group_norm_silu_backward)
+def _group_norm_silu_backward() -> Iterator[Case]:
+    for shape, label, dtype, weight, bias, act in _normed():
+        x, groups = image(shape, dtype), _groups(shape)
+        kept = torch.empty((SHAPES[shape][0], groups), device="meta")
+        needs = (True, weight is not None, bias is not None)
+        yield Case(shape, label, (x, x, kept, kept, weight, bias, groups, act, needs))
 
 
 @cases(quantize)
