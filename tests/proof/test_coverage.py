@@ -30,6 +30,13 @@ def test_a_kernel_is_known_by_its_template_arguments() -> None:
     assert form.stream.accesses((2,), (2,)) == {("load", 16): 2, ("store", 16): 2}
 
 
+@pytest.mark.parametrize("layout", ["Interleaved<3>", "Interleaved<4>"])
+def test_a_limit_of_instructions_holds_in_every_layout(layout: str) -> None:
+    form = cuda.form_of(SAMPLE.replace("Flat<16>", layout))
+    assert form.stream is not None
+    assert form.instructions == 35
+
+
 def test_types_known_at_run_time_give_every_combination_and_fewer_blocks() -> None:
     form = cuda.form_of(SAMPLE.replace("BFloat16", "Any<false>"))
     assert form.stream is not None
