@@ -299,9 +299,7 @@ def test_the_sources_build_with_cuda_12(tmp_path: Path) -> None:
     home = os.environ.get("UDP_CUDA12_HOME", "")
     if not home:
         pytest.skip("UDP_CUDA12_HOME names no toolkit of CUDA 12")
-    done = build_extension(
-        tmp_path, CUDA_HOME=home, FORCE_CUDA="1", NVCC_APPEND_FLAGS="-Xptxas=-v"
-    )
+    done = build_extension(tmp_path, CUDA_HOME=home, FORCE_CUDA="1", NVCC_APPEND_FLAGS="-Xptxas=-v")
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr, re.findall(r".*warning.*", done.stderr)
     frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", done.stderr)

@@ -98,6 +98,33 @@ def test_a_triton_kernel_that_no_case_launches_is_an_error(monkeypatch: pytest.M
     variants.cache_clear()
 
 
+def test_every_tile_of_autotuning_is_examined() -> None:
+    pytest.importorskip("triton")
+    from benchmarks.proof import triton
+    from udp_fast.backends.triton.launch import CONFIGS, DEFAULT, _tunable
+
+    tuned = {kernel.__name__ for kernel in _tunable}
+    assert len(tuned) >= 4
+    everything = triton.variants()
+    for name in tuned:
+        mine = [v for v in everything if v.kernel.__name__ == name]
+        default = [v for v in mine if not v.tuned]
+        assert len(mine) == len(CONFIGS) * len(default)
+        for elements, warps in CONFIGS:
+            of_tile = [v for v in mine if v.warps == warps]
+            assert len(of_tile) == len(default)
+            for v, d in zip(of_tile, default, strict=True):
+                groups = d.constants["GROUPS"] * elements // DEFAULT[0]
+                assert v.constants == {**d.constants, "GROUPS": groups}
+                assert triton.form_of(v).instructions == triton.form_of(d).instructions
+    assert not any(v.tuned for v in everything if v.kernel.__name__ not in tuned)
+    compiled = {
+        (i, unit.architecture) for unit in triton.units(("80", "86", "90")) for i in unit.indices
+    }
+    for i, v in enumerate(everything):
+        assert [(i, a) in compiled for a in ("80", "86", "90")] == [True, not v.tuned, True]
+
+
 def test_every_limit_is_of_a_variant() -> None:
     pytest.importorskip("triton")
     from benchmarks.proof import triton
