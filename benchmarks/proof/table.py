@@ -264,12 +264,12 @@ brings is one stands in the GPU's memory, and looking would make the host wait.
 
 ## Rates
 
-Threads' instructions a clock and multiprocessor. Limits and rates: NVIDIA, *CUDA C++ Programming
-Guide*, "Compute Capabilities" and "Arithmetic Instructions"; which unit does what: *Nsight Compute*,
-"Pipelines". Conversions between floats and integers count as special functions, and sm_100 is given
-the rates of sm_90. Chips: NVIDIA's datasheets of A100 (80 GB SXM), H100 (SXM) and HGX B200, and the
-*Ada GPU Architecture* whitepaper; the clock is the one that the stated float32 peak implies, the
-number of B200's multiprocessors is what its driver reports.
+Threads' instructions a clock and multiprocessor. Limits: NVIDIA, *CUDA Programming Guide*, "Compute
+Capabilities"; rates: *CUDA C++ Best Practices Guide*, "Throughput of Native Arithmetic Instructions";
+where that is silent or kinder than what others have measured, the measurement. Chips: NVIDIA's A100
+datasheet, *Ada GPU Architecture* and *H100 Tensor Core GPU Architecture*; the clock is the one that the
+stated float32 peak implies. Of a B200, NVIDIA states neither multiprocessors nor clock: both, and the
+bandwidth, are what drivers report. `benchmarks/proof/chips.py` has the references.
 
 {markdown(chips)}
 """
