@@ -7,6 +7,7 @@ ratio is the median over the rounds of the ratio within a round; absolute times 
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -36,6 +37,7 @@ class Case:
 
     ``providers`` maps names to calls that do the same job; `OURS` is among them. ``bytes_moved`` is
     what the op has to read and write, each once; a copy of as many bytes is added as `COPY`.
+    ``slack`` is how many times that the CUDA kernels may touch, with keys, tables and partial sums.
     """
 
     op: str
@@ -44,6 +46,12 @@ class Case:
     providers: Mapping[str, Callable[[], object]]
     bytes_moved: int
     bars: tuple[Bar, ...] = ()
+    slack: float = 1.025
+    total: int = 0  # elements, where `shape` is not that of a tensor
+
+    @property
+    def elements(self) -> int:
+        return self.total or math.prod(self.shape)
 
     @property
     def title(self) -> str:

@@ -12,6 +12,7 @@ from . import (
     conv3x3,
     denoising_loss,
     geglu,
+    image_scale,
     pgd_step,
     pgd_step_multi,
     q_sample,
@@ -26,6 +27,7 @@ def cases() -> Iterator[Case]:
         pgd_step_multi,
         q_sample,
         denoising_loss,
+        image_scale,
         quantize,
         attention,
         conv3x3,
@@ -36,5 +38,5 @@ def cases() -> Iterator[Case]:
 
 def cases_16_bit() -> Iterator[Case]:
     """Those of them that also come in bfloat16, as models on a GPU have it."""
-    for module in (q_sample, denoising_loss, quantize, attention):
+    for module in (q_sample, denoising_loss, image_scale, quantize, attention):
         yield from module.cases(torch.bfloat16)

@@ -43,6 +43,16 @@ def functional(delta: Tensor, grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return adv, (~finite).flatten(1).sum(1)
 
 
+def eager_bytes(delta: Tensor, grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """`eager` for an original in bytes, the result in the gradient's dtype."""
+    skipped = grad.isfinite().logical_not_().flatten(1).sum(1)
+    delta.add_(grad.nan_to_num(0, 0, 0).sign_(), alpha=ALPHA).clamp_(-EPS, EPS)
+    original = x.float().div_(255)
+    adv = torch.add(original, delta).clamp_(0, 1)
+    delta.copy_(adv - original)
+    return adv.to(grad.dtype), skipped
+
+
 def tensors(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(0)  # of whatever device is the default
     return torch.zeros(shape), torch.randn(shape), torch.rand(shape)
@@ -82,6 +92,7 @@ def cases() -> Iterator[Case]:
         {
             OURS: lambda: pgd_step_(*small, alpha=ALPHA, eps=EPS, out_dtype=torch.bfloat16),
             "float32": lambda: pgd_step_(delta, grad, x, alpha=ALPHA, eps=EPS),
+            "eager": lambda: eager_bytes(*small),
         },
         size_of(*small, small[0], small[1]),
         (Bar("float32", 1.7),),

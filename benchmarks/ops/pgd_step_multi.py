@@ -37,5 +37,5 @@ def cases() -> Iterator[Case]:
             "eager": torch_loop,
         },
         size_of(*deltas, *deltas, *grads, *xs, *xs),
-        (),
+        total=sum(d.numel() for d in deltas),
     )

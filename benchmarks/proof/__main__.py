@@ -2,8 +2,9 @@
 
     python -m benchmarks.proof [--write docs/kernel-proof.md] [--arch 80 90] [--language CUDA] [--jobs 2]
 
-Prints one table and every gate that is not met; exits with 1 if there is one. What was read from a
-kernel is kept under .proof-cache by content, so a second run takes seconds.
+Prints what the machine code comes to, what the ops move and launch, and every gate that is not met;
+exits with 1 if there is one. What was read from a kernel is kept under .proof-cache by content, so a
+second run takes a minute.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import cuda, table
+from . import counting, cuda, table
 from .chips import ARCHITECTURES
 from .examine import LANGUAGES, examine
 
@@ -35,15 +36,18 @@ def main() -> int:
     start = time.monotonic()
     found = examine(options.arch, options.language, options.jobs)
     print(table.plain(table.summary(found)))
-    for text in found.failures:
+    counted = counting.examine(found.entries)
+    print(table.plain(table.counts(counted)))
+    failures = [*found.failures, *counted.failures]
+    for text in failures:
         print(f"FAILED: {text}")
     print(
-        f"{len(found.entries)} pieces of machine code, {len(found.failures)} failures,"
+        f"{len(found.entries)} pieces of machine code, {len(failures)} failures,"
         f" {time.monotonic() - start:.0f} s"
     )
     if options.write is not None:
-        options.write.write_text(table.page(found, compilers()), encoding="utf-8")
-    return 1 if found.failures else 0
+        options.write.write_text(table.page(found, counted, compilers()), encoding="utf-8")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

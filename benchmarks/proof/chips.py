@@ -1,13 +1,23 @@
 """What GPUs can do at most, and what therefore bounds a kernel: a prediction, not a measurement.
 
-Limits of a multiprocessor and its rates by kind of instruction: NVIDIA, CUDA C++ Programming Guide,
-"Compute Capabilities" (technical specifications) and "Arithmetic Instructions" (throughput of native
-arithmetic instructions). Two readings of it err on the side of the instructions: all conversions
-between floats and integers count as special functions, and 10.0 has 9.0's rates.
+Limits of a multiprocessor: NVIDIA, CUDA Programming Guide, "Compute Capabilities"
+(docs.nvidia.com/cuda/cuda-programming-guide/05-appendices/compute-capabilities.html). Rates by kind of
+instruction: CUDA C++ Best Practices Guide, "Throughput of Native Arithmetic Instructions"
+(docs.nvidia.com/cuda/cuda-c-best-practices-guide). Which pipeline an instruction takes, and where the
+table is silent or too kind, is measured by others, on a B300 (sm_103) with Nsight Compute: comparisons,
+minima, selections, logic and shifts 64 a clock on one pipeline, which is less than the 128 that the
+table gives 10.0 for minima; packing two floats into 16-bit ones 32 on the same; wide products and
+widening of a float16 64, on half of the float32 units. All of it errs on the side of the instructions,
+and so does the reading that conversions between floats and integers count as special functions.
 
-Multiprocessors, clocks and bandwidths of the chips: NVIDIA's A100 (80 GB, SXM), H100 (SXM) and HGX
-B200 datasheets and the Ada GPU architecture whitepaper. The clock is the one that the stated float32
-peak implies; B200's 148 multiprocessors are what its driver reports, no whitepaper gives them.
+Chips, with the float32 peak that number of multiprocessors and clock amount to:
+- A100 80 GB SXM: 108 × 1.41 GHz, 2039 GB/s, 19.5 TFLOPS. NVIDIA A100 datasheet (1758950).
+- RTX 4090: 128 × 2.52 GHz, 1008 GB/s, 82.6 TFLOPS. NVIDIA Ada GPU Architecture, appendix A.
+- H100 SXM: 132 × 1.98 GHz, 3350 GB/s, 66.9 TFLOPS. NVIDIA H100 Tensor Core GPU Architecture, table 3:
+  the clock without tensor cores; with them it is 1.83 GHz.
+- B200: NVIDIA states no number of multiprocessors, and bandwidth as "up to 8 TB/s". 148 and 7672 GB/s
+  are what a B200's driver reports (7680 bits at 3996 MHz, twice a clock: github.com/pytorch/ao/pull/4002);
+  1.965 GHz is the clock that openxla/xla assumes (stream_executor/cuda/cuda_core_info_table.cc).
 """
 
 from __future__ import annotations
@@ -51,7 +61,9 @@ def _multiprocessor(
     return Multiprocessor(warps, blocks, shared_kib << 10, MappingProxyType(rates))
 
 
-#: By compute capability. tensor: HMMA.16816 with float32 sums, 2048 multiply-adds for 32 threads.
+#: By compute capability. tensor: HMMA.16816 with float32 sums, 2048 multiply-adds for 32 threads, at the
+#: peak of the whitepapers (A100 312, RTX 4090 165, H100 989 TFLOPS); 9.0 reaches it by other
+#: instructions only, and 10.0's own are not these: it is given 9.0's.
 MULTIPROCESSORS = {
     "80": _multiprocessor(64, 32, 164, 64, 32, 16),
     "86": _multiprocessor(48, 16, 100, 128, 2, 4),
@@ -80,7 +92,7 @@ CHIPS = (
     Chip("A100", "80", 108, 1.41, 2039),
     Chip("RTX 4090", "89", 128, 2.52, 1008),
     Chip("H100", "90", 132, 1.98, 3350),
-    Chip("B200", "100", 148, 1.98, 7750),
+    Chip("B200", "100", 148, 1.965, 7672),
 )
 
 #: Class -> names of instructions. What is in none of them (moves, uniform registers, reading of
@@ -106,8 +118,12 @@ def class_of(opcode: str) -> str:
 
 
 def _units_of(opcode: str) -> tuple[str, ...]:
-    """The units that an instruction keeps busy, as Nsight Compute's guide describes the pipelines."""
+    """The units that an instruction keeps busy; twice where it does so for twice as long."""
     name, *suffixes = opcode.split(".")
+    if name == "F2FP":
+        return ("integer", "integer")
+    if name == "HADD2" and "F32" in suffixes:  # widens a float16
+        return ("multiply", "float")
     if name in ("FSETP", "FSEL", "FMNMX", "FMNMX3", "FSET"):
         return ("integer",)  # comparisons are not for the units that multiply and add
     if name in ("IMAD", "IMUL"):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .chips import CHIPS, CLASSES, MULTIPROCESSORS, Chip, by_class
+from .counting import Count, Counting
 from .examine import Entry, Examination
 from .expected import EXPECTED, Expected
 
@@ -121,6 +122,39 @@ def instructions(found: Examination, architecture: str = "90") -> list[Row]:
     return [rows[0], *sorted(rows[1:], key=lambda r: (r[0].lower(), r[1], float(r[3])))]
 
 
+COUNTS = (
+    "op", "form", "least", "CUDA", "launches", "Triton's", "FLOP", "kept", "eager", "operators",
+    "kept", "eager / CUDA",
+)  # fmt: skip
+
+
+def _with_all(own: str, everything: str) -> str:
+    return own if own == everything else f"{own} ({everything})"
+
+
+def _count(c: Count) -> Row:
+    own, ours = c.own, c.ours
+    return (
+        c.case.op,
+        c.case.name,
+        f"{c.each(c.case.bytes_moved):g}",
+        _with_all(f"{c.each(own.bytes):.2f}", f"{c.each(ours.bytes):.2f}"),
+        _with_all(str(own.launches), str(ours.launches)),
+        str(len(own.triton)),
+        "–" if c.operations is None else f"{c.operations:.1f}",
+        f"{c.each(c.saved):.2g}" if c.saved else "",
+        f"{c.each(c.eager.bytes):.4g}",
+        str(len(c.eager.names)),
+        f"{c.each(c.eager_saved):.2g}" if c.eager_saved else "",
+        f"{c.eager.bytes / ours.bytes:.1f}",
+    )
+
+
+def counts(found: Counting) -> list[Row]:
+    """A row a call of the benchmarks; bytes and operations are for an element."""
+    return [COUNTS, *map(_count, found.counts)]
+
+
 def markdown(rows: Sequence[Row]) -> str:
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -152,14 +186,15 @@ def _most(expected: Expected) -> str:
     return f"{chips} ({' or '.join(sorted(expected.limiters))})"
 
 
-def page(found: Examination, compilers: str) -> str:
+def page(found: Examination, counting: Counting, compilers: str) -> str:
     """docs/kernel-proof.md."""
     forms = {e.form.title for e in found.entries}
     architectures = sorted({int(e.architecture) for e in found.entries})
     rates = MULTIPROCESSORS["90"].rates
     chips = [("chip", "code", "SMs", "clock", "memory", "bytes a clock and SM", *rates)]
     chips += [_chip(chip) for chip in CHIPS]
-    failures = "\n".join(f"- {text}" for text in found.failures) or "None."
+    failed = [*found.failures, *counting.failures]
+    failures = "\n".join(f"- {text}" for text in failed) or "None."
     accepted, left = (
         "\n".join(f"- **{_most(e)}:** {e.reason}" for e in EXPECTED if e.is_open is is_open)
         for is_open in (False, True)
@@ -207,14 +242,34 @@ On sm_90, an element, by class: of each kernel and sum of bytes the form with th
 
 {markdown(instructions(found))}
 
+## What is moved, done and launched
+
+Counted in the calls of the benchmarks, for an element; nothing is estimated but where it says so.
+
+- *Least*: bytes of the operands, each read or written once. *CUDA*: bytes of global memory that the
+  op's kernels touch, each once a launch, by the emulator's count, and those of the few operators of
+  torch that the backend calls. In brackets the whole call where it is more: forward and backward, with
+  all that autograd starts in between, a second op included.
+- *Launches* are counted likewise, *Triton's* those of the same op on that backend.
+- *FLOP*: floating-point operations of the main loops on sm_90, by their disassembly: a fused
+  multiply-add is two, an approximate function one; conversions, comparisons and integers are none.
+- *Kept*: bytes that autograd saves for backward.
+- *Eager*: what torch dispatches for the benchmarks' eager form of the call. Each operator is a launch;
+  it reads what goes in and writes what comes out.
+
+{markdown(counts(counting))}
+
+A loss whose gradient arrives from autograd costs a second pass on a GPU: whether the factor that it
+brings is one stands in the GPU's memory, and looking would make the host wait.
+
 ## Rates
 
-Threads' instructions a clock and multiprocessor. Limits and rates: NVIDIA, *CUDA C++ Programming
-Guide*, "Compute Capabilities" and "Arithmetic Instructions"; which unit does what: *Nsight Compute*,
-"Pipelines". Conversions between floats and integers count as special functions, and sm_100 is given
-the rates of sm_90. Chips: NVIDIA's datasheets of A100 (80 GB SXM), H100 (SXM) and HGX B200, and the
-*Ada GPU Architecture* whitepaper; the clock is the one that the stated float32 peak implies, the
-number of B200's multiprocessors is what its driver reports.
+Threads' instructions a clock and multiprocessor. Limits: NVIDIA, *CUDA Programming Guide*, "Compute
+Capabilities"; rates: *CUDA C++ Best Practices Guide*, "Throughput of Native Arithmetic Instructions";
+where that is silent or kinder than what others have measured, the measurement. Chips: NVIDIA's A100
+datasheet, *Ada GPU Architecture* and *H100 Tensor Core GPU Architecture*; the clock is the one that the
+stated float32 peak implies. Of a B200, NVIDIA states neither multiprocessors nor clock: both, and the
+bandwidth, are what drivers report. `benchmarks/proof/chips.py` has the references.
 
 {markdown(chips)}
 """

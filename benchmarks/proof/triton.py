@@ -53,11 +53,11 @@ def form_of(variant: Variant) -> Form:
         language="Triton",
         op=op_of(variant),
         kernel=variant.kernel.__name__.removesuffix("_kernel"),
-        label=variant.name.partition("-")[2],
+        label=variant.name.partition("-")[2].replace("@", ", warps "),
         threads=32 * variant.warps,
         registers=registers,
         stream=stream,
-        instructions=INSTRUCTIONS.get(variant.name),
+        instructions=INSTRUCTIONS.get(variant.name.partition("@")[0]),
         draws=variant.signature.get("key", "constexpr") != "constexpr",
     )
 
@@ -83,12 +83,13 @@ class Unit:
 
 
 def units(architectures: Iterable[str], size: int = 12) -> list[Unit]:
-    everything = range(len(variants()))
-    return [
-        Unit(tuple(everything[first : first + size]), architecture)
-        for architecture in architectures
-        for first in range(0, len(everything), size)
-    ]
+    found = []
+    for architecture in architectures:
+        tiles = int(architecture) in recorded.ARCHS_TUNED
+        mine = [i for i, variant in enumerate(variants()) if tiles or not variant.tuned]
+        for first in range(0, len(mine), size):
+            found.append(Unit(tuple(mine[first : first + size]), architecture))
+    return found
 
 
 @cache

@@ -1,7 +1,8 @@
 """How udp_fast._native_cuda is built; setup.py loads this file. No torch and no GPU are needed.
 
-It is built where nvcc is found: the one of CUDA_HOME or CUDA_PATH, on PATH, in /usr/local/cuda, or
-of PyPI's nvidia-cuda-nvcc in the running environment. A compiler that merely happens to be there may
+CUDA 12 or 13. It is built where nvcc is found: the one of CUDA_HOME or CUDA_PATH, on PATH, in
+/usr/local/cuda, or of PyPI's nvidia-cuda-nvcc 13 in the running environment, beside nvidia-cuda-cccl,
+whose headers it needs (what PyPI has for CUDA 12 is an assembler without a compiler). A compiler that merely happens to be there may
 lack headers or dislike the host's g++: then the package is built without these kernels, with a
 warning. FORCE_CUDA=1, or a TORCH_CUDA_ARCH_LIST as for torch's own extensions ("8.0;9.0+PTX"), says
 that they are meant to be there, and makes whatever prevents it an error. UDP_NO_CUDA=1 wins over all.
@@ -84,7 +85,7 @@ def wanted() -> bool:
         raise Unavailable(
             "FORCE_CUDA=1 or TORCH_CUDA_ARCH_LIST asks for the CUDA kernels, which need Linux and"
             " nvcc:\nput it on PATH, name its folder in CUDA_HOME, or install PyPI's"
-            " nvidia-cuda-nvcc and use pip's --no-build-isolation"
+            " nvidia-cuda-nvcc and nvidia-cuda-cccl and use pip's --no-build-isolation"
         )
     return found
 

@@ -288,3 +288,27 @@ print(ops.quantize(torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.uint8), eps=
         pytest.skip("there is a GPU here")
     assert "no GPU can be used: CUDA says" in out
     assert "sm_80, sm_86, sm_89, sm_90, sm_100, PTX 80" in out
+
+
+# --- other toolkits ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_sources_build_with_cuda_12(tmp_path: Path) -> None:
+    """With the toolkit that is at hand a CUDA 13, UDP_CUDA12_HOME names one of CUDA 12."""
+    home = os.environ.get("UDP_CUDA12_HOME", "")
+    if not home:
+        pytest.skip("UDP_CUDA12_HOME names no toolkit of CUDA 12")
+    done = build_extension(tmp_path, CUDA_HOME=home, FORCE_CUDA="1", NVCC_APPEND_FLAGS="-Xptxas=-v")
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr, re.findall(r".*warning.*", done.stderr)
+    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", done.stderr)
+    assert set(frames) == {("0", "0", "0")}
+    (file,) = tmp_path.glob("lib/**/*.so")
+    version, architectures = run_python(
+        "print(module.cuda_version, module.architectures, sep='\\n')", file
+    ).splitlines()
+    assert version.startswith("12.")
+    # Before 12.8 there is no sm_100: the PTX serves it.
+    assert architectures.startswith("sm_80, sm_86, sm_89, sm_90")
+    assert architectures.endswith("PTX 80")

@@ -39,6 +39,16 @@ shapes = st.one_of(
 )
 
 
+def here(tensor: Tensor) -> Tensor:
+    """The tensor on the device of the backend under test, where everything else is made."""
+    return tensor.to(torch.empty(0).device)
+
+
+def timesteps(batch: int, seed: int, below: int = 50) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return here(torch.randint(0, below, (batch,), generator=g, device="cpu"))
+
+
 def in_layout(values: Tensor, layout: str) -> Tensor:
     """The same values, laid out as asked; a layout that a shape cannot have is contiguous."""
     if layout == "channels_last" and values.dim() == 4:
@@ -67,11 +77,12 @@ def floats(
 ) -> Tensor:
     """Normal values times ``scale``; with ``extremes`` about one in four is one of `EXTREMES`."""
     g = torch.Generator().manual_seed(seed)
-    values = torch.randn(shape, generator=g) * scale
+    values = torch.randn(shape, generator=g, device="cpu") * scale
     if extremes:
-        picks = torch.tensor(EXTREMES)[torch.randint(len(EXTREMES), shape, generator=g)]
-        values = torch.where(torch.rand(shape, generator=g) < 0.25, picks, values)
-    return in_layout(values.to(dtype), layout)
+        which = torch.randint(len(EXTREMES), shape, generator=g, device="cpu")
+        picks = torch.tensor(EXTREMES, device="cpu")[which]
+        values = torch.where(torch.rand(shape, generator=g, device="cpu") < 0.25, picks, values)
+    return in_layout(here(values.to(dtype)), layout)
 
 
 def images(
@@ -84,9 +95,9 @@ def images(
 ) -> Tensor:
     """Pixels in [lo, hi], a third of them at its ends; uint8 levels for torch.uint8."""
     g = torch.Generator().manual_seed(seed)
-    levels = torch.randint(0, 256, shape, generator=g)
-    ends = torch.randint(0, 6, shape, generator=g)
-    levels = torch.where(ends == 0, 0, torch.where(ends == 1, 255, levels))
+    levels = torch.randint(0, 256, shape, generator=g, device="cpu")
+    ends = torch.randint(0, 6, shape, generator=g, device="cpu")
+    levels = here(torch.where(ends == 0, 0, torch.where(ends == 1, 255, levels)))
     if dtype == torch.uint8:
         return in_layout(levels.to(torch.uint8), layout)
     return in_layout((levels / 255 * (hi - lo) + lo).to(dtype), layout)

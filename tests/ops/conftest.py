@@ -1,8 +1,10 @@
-"""Every contract test in this folder runs on every backend that the registry names."""
+"""One contract for all backends: a test that asks for ``backend_name`` runs on each in the registry."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -10,33 +12,58 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from udp_fast.backends.registry import ORDER, backend, order
+from udp_fast.backends.triton import INTERPRETS
+
+ON_GPU = ("cuda", "triton")
 
 
-def pin(name: str, monkeypatch: pytest.MonkeyPatch, op: str, *args: Any) -> None:
-    """Pins a backend for the test; skips it, with the reason, where that cannot run such a call."""
+def device_of(name: str) -> AbstractContextManager[object]:
+    """Within it tensors are made where the backend wants them."""
+    return torch.device("cuda") if name in ON_GPU and not INTERPRETS else nullcontext()
+
+
+def each(names: tuple[str, ...]) -> list[Any]:
+    """The backends as parameters; those that want a GPU are marked."""
+    return [pytest.param(n, marks=pytest.mark.gpu) if n in ON_GPU else n for n in names]
+
+
+def pinned(
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    op: str,
+    arguments: Callable[[], tuple[Any, ...]],
+) -> Iterator[str]:
+    """Pins one backend for the test, on whose device the test's tensors are made; skips it, with the
+    reason, where it cannot run a call such as the op's with these arguments."""
     if backend(name).missing:
         pytest.skip(f"{name}: {backend(name).missing}")
     monkeypatch.setenv("UDP_FAST_BACKEND", name)
-    declined = backend(name).not_supported_reasons(op, args)
-    if declined:  # the tests make their tensors in the processor's memory
-        pytest.skip(f"{name}: {declined[0]}")
+    with device_of(name):
+        declined = backend(name).not_supported_reasons(op, arguments())
+        if declined:
+            pytest.skip(f"{name}: {declined[0]}")
+        yield name
 
 
-@pytest.fixture(params=ORDER)
-def backend_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    name: str = request.param
-    pin(name, monkeypatch, "image_scale", torch.ones(1, 1), torch.ones(1))
-    return name
+@pytest.fixture(params=each(ORDER))
+def backend_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    yield from pinned(
+        request.param, monkeypatch, "image_scale", lambda: (torch.ones(1, 1), torch.ones(1))
+    )
 
 
-@pytest.fixture(params=order("attention"))
-def attention_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    name: str = request.param
-    if "attention" not in backend(name).ops:
-        pytest.skip(f"{name} has no attention")
+def _attention() -> tuple[Any, ...]:
     x = torch.ones(1, 1, 8, 8)
-    pin(name, monkeypatch, "attention", x, x, x, None, 1.0, False)
-    return name
+    return x, x, x, None, 1.0, False
+
+
+@pytest.fixture(params=each(order("attention")))
+def attention_backend(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    if "attention" not in backend(request.param).ops:
+        pytest.skip(f"{request.param} has no attention")
+    yield from pinned(request.param, monkeypatch, "attention", _attention)
 
 
 settings.register_profile(

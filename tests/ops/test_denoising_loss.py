@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from cases import F32, F64, FLOATS, LAYOUTS, floats, same_bits, shapes, ulp
+from cases import F32, F64, FLOATS, LAYOUTS, floats, same_bits, shapes, timesteps, ulp
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,8 +14,12 @@ from udp_fast.backends import dispatch
 from udp_fast.backends.reference.denoising_loss import denoising_loss as reference
 from udp_fast.ops import accumulate_timesteps_, denoising_loss, noise_key, q_sample
 
-TABLE = torch.linspace(0.9999, 0.001, 50)
 TYPES = ("epsilon", "v_prediction", "sample", "flow")
+
+
+def table():
+    return torch.linspace(0.9999, 0.001, 50)
+
 
 calls = st.fixed_dictionaries(
     {
@@ -45,11 +49,10 @@ def build(c):
         else:
             key = noise_key(seed, range(shape[0]), step=3)
     x = other if c["target"] != "epsilon" else None
-    t = table = None
+    t = schedule = None
     if c["target"] == "v_prediction":
-        t = torch.randint(0, 50, (shape[0],), generator=torch.Generator().manual_seed(seed))
-        table = TABLE
-    return pred, None, x, t, table, noise, key, weight, c["target"]
+        t, schedule = timesteps(shape[0], seed), table()
+    return pred, None, x, t, schedule, noise, key, weight, c["target"]
 
 
 def double(args):
@@ -89,7 +92,8 @@ def test_rows_do_not_depend_on_the_batch_or_the_threads(backend_name, c):
         torch.set_num_threads(1)
         for b in range(args[0].shape[0]):
             row = [
-                v[b : b + 1] if isinstance(v, torch.Tensor) and v is not TABLE else v for v in args
+                v[b : b + 1] if isinstance(v, torch.Tensor) and v is not args[4] else v
+                for v in args
             ]
             alone, alone_grad = dispatch.call("denoising_loss", *row, True, 1.0)
             assert same_bits(alone, loss[b : b + 1])
@@ -119,7 +123,7 @@ def test_large_images_sum_the_same_on_any_number_of_threads(backend_name):
 
 def test_the_loss_is_that_of_the_noise_that_q_sample_drew(backend_name):
     x, t, key = floats((2, 3, 16, 16), 0), torch.tensor([3, 40]), noise_key(5, [1, 2], draw=4)
-    _, noise = q_sample(x, t, TABLE, key=key, return_noise=True)
+    _, noise = q_sample(x, t, table(), key=key, return_noise=True)
     assert denoising_loss(noise, key=key) == 0
 
 
@@ -141,7 +145,7 @@ def test_autograd_matches_torch(backend_name, kind, reduction):
             pred,
             x=x,
             t=t,
-            alphas_cumprod=TABLE,
+            alphas_cumprod=table(),
             weight=weight,
             prediction_type=kind,
             reduction=reduction,
@@ -150,8 +154,9 @@ def test_autograd_matches_torch(backend_name, kind, reduction):
     loss.backward(upstream)
 
     p, y, n = twins
-    a = TABLE[t].sqrt().double().view(-1, 1, 1, 1)
-    s = (1 - TABLE[t]).sqrt().double().view(-1, 1, 1, 1)
+    level = table()[t]
+    a = level.sqrt().double().view(-1, 1, 1, 1)
+    s = (1 - level).sqrt().double().view(-1, 1, 1, 1)
     target = {
         "explicit": y,
         "epsilon": n,

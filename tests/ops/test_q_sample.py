@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import F32, F64, FLOATS, LAYOUTS, floats, same_bits, shapes, ulp
+from cases import F32, F64, FLOATS, LAYOUTS, floats, same_bits, shapes, timesteps, ulp
 from hypothesis import given
 from hypothesis import strategies as st
 
 from udp_fast.backends.reference.q_sample import q_sample as reference
 from udp_fast.ops import noise_key, q_sample
 
-TABLES = {
-    "diffusion": torch.linspace(0.9999, 0.0, 50),  # the ends: nearly clean, and pure noise
-    "flow": torch.linspace(0.0, 1.0, 50),
-}
+ENDS = {"diffusion": (0.9999, 0.0), "flow": (0.0, 1.0)}  # nearly clean, and pure noise
+
+
+def table(path):
+    return torch.linspace(*ENDS[path], 50)
+
 
 calls = st.fixed_dictionaries(
     {
@@ -24,7 +26,7 @@ calls = st.fixed_dictionaries(
         "dtype": st.sampled_from(FLOATS),
         "out_dtype": st.sampled_from([*FLOATS, None]),
         "noise_dtype": st.sampled_from([*FLOATS, None]),  # None: drawn from a key
-        "path": st.sampled_from(list(TABLES)),
+        "path": st.sampled_from(list(ENDS)),
         "return_noise": st.booleans(),
         "extremes": st.booleans(),
     }
@@ -34,7 +36,7 @@ calls = st.fixed_dictionaries(
 def build(c):
     shape, seed = c["shape"], c["seed"]
     x = floats(shape, seed, c["dtype"], c["layouts"][0], extremes=c["extremes"])
-    t = torch.randint(0, 50, (shape[0],), generator=torch.Generator().manual_seed(seed))
+    t = timesteps(shape[0], seed)
     noise = key = None
     if c["noise_dtype"] is None:
         key = noise_key(seed, range(shape[0]), draw=1, step=seed % 1000)
@@ -44,7 +46,7 @@ def build(c):
 
 
 def run(x, t, noise, key, c):
-    table = {"diffusion": "alphas_cumprod", "flow": "sigmas"}[c["path"]]
+    name = {"diffusion": "alphas_cumprod", "flow": "sigmas"}[c["path"]]
     out = q_sample(
         x,
         t,
@@ -52,7 +54,7 @@ def run(x, t, noise, key, c):
         key=key,
         return_noise=c["return_noise"],
         out_dtype=c["out_dtype"],
-        **{table: TABLES[c["path"]]},
+        **{name: table(c["path"])},
     )
     return out if c["return_noise"] else (out, None)
 
@@ -63,7 +65,7 @@ def test_agrees_with_the_float64_reference(backend_name, c):
     x_t, n = run(x, t, noise, key, c)
     out_dtype = c["out_dtype"] or c["dtype"]
     noise64 = None if noise is None else noise.double()
-    exact, exact_n = reference(x.double(), t, TABLES[c["path"]], noise64, key, c["path"], True, F64)
+    exact, exact_n = reference(x.double(), t, table(c["path"]), noise64, key, c["path"], True, F64)
     assert x_t.dtype == out_dtype
     finite = exact.isfinite() & (exact.abs() < 0.99 * torch.finfo(out_dtype).max)
     size = x.double().nan_to_num(0, 0, 0).abs() + exact_n.abs()
@@ -110,7 +112,7 @@ def test_gradients_are_those_of_the_formula(backend_name):
 def test_output_has_the_memory_format_of_the_input(backend_name):
     x = torch.zeros(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     t = torch.tensor([0, 1])
-    x_t, noise = q_sample(x, t, TABLES["flow"], key=noise_key(0, [1, 2]), return_noise=True)
+    x_t, noise = q_sample(x, t, table("flow"), key=noise_key(0, [1, 2]), return_noise=True)
     assert x_t.is_contiguous(memory_format=torch.channels_last)
     assert noise.is_contiguous(memory_format=torch.channels_last)
 
@@ -118,7 +120,7 @@ def test_output_has_the_memory_format_of_the_input(backend_name):
 def test_the_input_is_left_alone(backend_name):
     x = floats((2, 3, 8, 8), 0)
     before = x.clone()
-    q_sample(x, torch.tensor([0, 1]), TABLES["diffusion"], key=noise_key(0, [1, 2]))
+    q_sample(x, torch.tensor([0, 1]), table("diffusion"), key=noise_key(0, [1, 2]))
     assert torch.equal(x, before)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import F16, F32, floats, images
+from cases import F16, F32, floats, here, images
 from torch.library import opcheck
 
 from udp_fast.ops import (
@@ -33,15 +33,24 @@ def x(seed=0, grad=False, layout="contiguous"):
 SAMPLES = {
     "q_sample, key": (
         OPS.q_sample,
-        lambda: (x(0, True), T, TABLE, None, KEY, "diffusion", True, F32),
+        lambda: (x(0, True), here(T), here(TABLE), None, here(KEY), "diffusion", True, F32),
     ),
     "q_sample, noise": (
         OPS.q_sample,
-        lambda: (x(0, True), T, TABLE, x(1, True), None, "flow", False, F16),
+        lambda: (x(0, True), here(T), here(TABLE), x(1, True), None, "flow", False, F16),
     ),
     "q_sample, channels_last": (
         OPS.q_sample,
-        lambda: (x(0, True, "channels_last"), T, TABLE, None, KEY, "flow", True, F32),
+        lambda: (
+            x(0, True, "channels_last"),
+            here(T),
+            here(TABLE),
+            None,
+            here(KEY),
+            "flow",
+            True,
+            F32,
+        ),
     ),
     "denoising_loss, explicit": (
         OPS.denoising_loss,
@@ -53,10 +62,10 @@ SAMPLES = {
             x(0, True),
             None,
             x(1, True),
-            T,
-            TABLE,
+            here(T),
+            here(TABLE),
             None,
-            KEY,
+            here(KEY),
             None,
             "v_prediction",
             True,
@@ -81,18 +90,33 @@ SAMPLES = {
     ),
     "pgd_step_": (
         OPS.pgd_step_,
-        lambda: (x(), x(1), x(2), ALPHA, EPS, None, "sign", "linf", True, 0.0, 1.0, -1.0, 1.0, F16),
+        lambda: (
+            x(),
+            x(1),
+            x(2),
+            ALPHA,
+            here(EPS),
+            None,
+            "sign",
+            "linf",
+            True,
+            0.0,
+            1.0,
+            -1.0,
+            1.0,
+            F16,
+        ),
     ),
     "pgd_step, masked": (
         OPS.pgd_step,
         lambda: (
-            *(x(), x(1), images(SHAPE, 2, torch.uint8), ALPHA, EPS, x(3)[:, :1] > 0),
+            *(x(), x(1), images(SHAPE, 2, torch.uint8), ALPHA, here(EPS), x(3)[:, :1] > 0),
             *("l2", "l2", False, 0.0, 1.0, 0.0, 1.0, F32),
         ),
     ),
     "quantize": (
         OPS.quantize,
-        lambda: (x(), images(SHAPE, 1, torch.uint8), EPS, KEY, "delta", 0.0, 1.0),
+        lambda: (x(), images(SHAPE, 1, torch.uint8), here(EPS), here(KEY), "delta", 0.0, 1.0),
     ),
     "image_scale": (OPS.image_scale, lambda: (x(0, True), torch.tensor([1.0, 2.0]))),
 }
@@ -107,8 +131,8 @@ def test_opcheck(backend_name, name):
 def protection_step(delta, x, original):
     """All ops in the order in which a protection step calls them."""
     adv = pgd_step(delta, x, original, alpha=0.01, eps=0.03, out_range=(-1, 1)).adv
-    x_t = q_sample(adv, T, TABLE, key=KEY)
-    loss = denoising_loss(torch.tanh(x_t), key=KEY, weight=torch.ones(2))
+    x_t = q_sample(adv, here(T), here(TABLE), key=here(KEY))
+    loss = denoising_loss(torch.tanh(x_t), key=here(KEY), weight=torch.ones(2))
     pgd_step_(delta, x, original, alpha=0.01, eps=0.03)
     out = quantize(delta, original, eps=0.03)
     return loss, image_scale(x_t, torch.ones(2)), out, delta
@@ -129,7 +153,9 @@ def test_compiled_training_has_the_same_gradients(backend_name):
     torch._dynamo.reset()
 
     def loss(x):
-        return denoising_loss(torch.tanh(q_sample(x, T, TABLE, key=KEY)), key=KEY)
+        return denoising_loss(
+            torch.tanh(q_sample(x, here(T), here(TABLE), key=here(KEY))), key=here(KEY)
+        )
 
     eager, compiled = x(0, True), x(0, True)
     loss(eager).backward()

@@ -30,6 +30,13 @@ def test_a_kernel_is_known_by_its_template_arguments() -> None:
     assert form.stream.accesses((2,), (2,)) == {("load", 16): 2, ("store", 16): 2}
 
 
+@pytest.mark.parametrize("layout", ["Interleaved<3>", "Interleaved<4>"])
+def test_a_limit_of_instructions_holds_in_every_layout(layout: str) -> None:
+    form = cuda.form_of(SAMPLE.replace("Flat<16>", layout))
+    assert form.stream is not None
+    assert form.instructions == 35
+
+
 def test_types_known_at_run_time_give_every_combination_and_fewer_blocks() -> None:
     form = cuda.form_of(SAMPLE.replace("BFloat16", "Any<false>"))
     assert form.stream is not None
@@ -89,6 +96,33 @@ def test_a_triton_kernel_that_no_case_launches_is_an_error(monkeypatch: pytest.M
     with pytest.raises(LookupError, match="no case launches forgotten_kernel"):
         variants()
     variants.cache_clear()
+
+
+def test_every_tile_of_autotuning_is_examined() -> None:
+    pytest.importorskip("triton")
+    from benchmarks.proof import triton
+    from udp_fast.backends.triton.launch import CONFIGS, DEFAULT, _tunable
+
+    tuned = {kernel.__name__ for kernel in _tunable}
+    assert len(tuned) >= 4
+    everything = triton.variants()
+    for name in tuned:
+        mine = [v for v in everything if v.kernel.__name__ == name]
+        default = [v for v in mine if not v.tuned]
+        assert len(mine) == len(CONFIGS) * len(default)
+        for elements, warps in CONFIGS:
+            of_tile = [v for v in mine if v.warps == warps]
+            assert len(of_tile) == len(default)
+            for v, d in zip(of_tile, default, strict=True):
+                groups = d.constants["GROUPS"] * elements // DEFAULT[0]
+                assert v.constants == {**d.constants, "GROUPS": groups}
+                assert triton.form_of(v).instructions == triton.form_of(d).instructions
+    assert not any(v.tuned for v in everything if v.kernel.__name__ not in tuned)
+    compiled = {
+        (i, unit.architecture) for unit in triton.units(("80", "86", "90")) for i in unit.indices
+    }
+    for i, v in enumerate(everything):
+        assert [(i, a) in compiled for a in ("80", "86", "90")] == [True, not v.tuned, True]
 
 
 def test_every_limit_is_of_a_variant() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.proof import table
+from benchmarks.proof.counting import Counting
 from benchmarks.proof.examine import LANGUAGES, Examination, examine
 from udp_fast.backends.triton import INTERPRETS
 
@@ -33,6 +34,6 @@ def test_every_streaming_form_has_a_main_loop(found: Examination) -> None:
 
 def test_the_page_names_every_kernel_and_failure(found: Examination) -> None:
     found = Examination(found.entries, ["a planted failure"])
-    page = table.page(found, "compilers")
-    assert "- a planted failure" in page
+    page = table.page(found, Counting([], ["another"]), "compilers")
+    assert "- a planted failure\n- another\n" in page
     assert all(f"| {e.form.kernel} |" in page for e in found.entries if e.turn is not None)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.proof.chips import ARCHITECTURES, CHIPS, by_class, class_of, occupancy, predict
+from benchmarks.proof.chips import (
+    ARCHITECTURES,
+    CHIPS,
+    MULTIPROCESSORS,
+    by_class,
+    class_of,
+    occupancy,
+    predict,
+)
 from benchmarks.proof.examine import Entry, _needless, _unexpected_limiters
 from benchmarks.proof.expected import EXPECTED
 from benchmarks.proof.form import Form, Stream
@@ -38,10 +46,28 @@ def test_an_h100_has_room_for_forty_instructions_in_four_bytes() -> None:
         ("IMAD.WIDE.U32", "multiply"),
         ("HMMA.16816.F32.BF16", "tensor"),
         ("LDS.128", "shared"),
+        ("F2FP.BF16.F32.PACK_AB", "integer"),
+        ("HADD2.F32", "multiply"),
     ],
 )
 def test_many_of_a_kind_are_bound_by_its_unit(opcode: str, limiter: str) -> None:
     assert predict(H100, {opcode: 1000}, elements=8, bytes_each=4).limiter == limiter
+
+
+def test_packing_takes_as_long_as_two_comparisons() -> None:
+    pack = predict(H100, {"F2FP.BF16.F32.PACK_AB": 8}, elements=8, bytes_each=4)
+    compare = predict(H100, {"FSETP.GT.AND": 16}, elements=8, bytes_each=4)
+    assert pack.clocks["integer"] == compare.clocks["integer"] == 1 / 32
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"), [("A100", 19.5), ("RTX 4090", 82.6), ("H100", 66.9), ("B200", 74.4)]
+)
+def test_clocks_and_multiprocessors_amount_to_the_stated_peak(name: str, teraflops: float) -> None:
+    chip = next(chip for chip in CHIPS if chip.name == name)
+    rate = MULTIPROCESSORS[chip.architecture].rates["float"]
+    peak = 2 * rate * chip.multiprocessors * chip.gigahertz / 1e3
+    assert peak == pytest.approx(teraflops, abs=0.05)
 
 
 def test_a_geforce_has_few_float64_units() -> None:

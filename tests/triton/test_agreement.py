@@ -168,6 +168,95 @@ def test_pgd_step_over_several_chunks():
     check_pgd(pgd_arguments((2, 3, 60, 70), 6, (F32,) * 4, layouts, *options))
 
 
+MULTI = [(3, 5, 7), (3, 64, 65), (1, 1), (3, 0), (4, 8, 8), (2, 4099), (3, 40, 72), (8192,)]
+
+
+def multi_arguments(dtypes, step, layouts=("contiguous",) * 3, shapes=MULTI, offset=0, **options):
+    """As the op takes them: four lists and what is common."""
+    rows = []
+    for i, shape in enumerate(shapes):
+        lo_hi = options.get("range", (0.0, 1.0))
+        choices = (step, "linf", None, lo_hi, options.get("out_range", (0.0, 1.0)), False)
+        rows.append(pgd_arguments((1, *shape), i, dtypes, layouts, *choices))
+    columns = []
+    for k in (0, None, 1, 2):
+        dtype = dtypes[3] if k is None else dtypes[k]
+        tensors = [torch.empty_like(r[0], dtype=dtype) if k is None else r[k] for r in rows]
+        columns.append([shifted(t[0], offset) for t in tensors])
+    alpha, eps = rows[0][3:5]
+    if options.get("per_image"):
+        alpha = alpha * torch.linspace(1, 2, len(shapes))
+        eps = eps / torch.linspace(1, 2, len(shapes))
+    return [*columns, alpha, eps, step, options.get("maximize", True), *rows[0][9:13]]
+
+
+def shifted(values: Tensor, elements: int) -> Tensor:
+    """The same values, so many elements further on than a fresh tensor begins."""
+    if not elements:
+        return values
+    room = values.new_empty(values.numel() + elements)
+    return room[elements:].view(values.shape).copy_(values)
+
+
+def check_multi(arguments) -> None:
+    results = []
+    for ops, device in ((BACKEND.ops, DEVICE), (TWIN.ops, "cpu")):
+        lists = [[moved(t, device) for t in column] for column in arguments[:4]]
+        rest = [on(device, a) for a in arguments[4:]]
+        skipped = ops["pgd_step_multi_"](*lists, *rest)
+        results.append([t.cpu() for t in (*lists[0], *lists[1], skipped)])
+    for got, want in zip(*results, strict=True):
+        agree(got, want)
+
+
+def moved(tensor: Tensor, device: str) -> Tensor:
+    """A copy there, as far from alignment as the tensor is."""
+    if tensor.is_contiguous():
+        return shifted(tensor.to(device, copy=True), tensor.storage_offset())
+    return tensor.clone().to(device)
+
+
+@pytest.mark.parametrize("step", ["sign", "raw"])
+@pytest.mark.parametrize(
+    "dtypes",
+    [(F32,) * 4, (F32, BF16, F32, BF16), (F32, F32, torch.uint8, F32), (F16, BF16, torch.uint8, BF16),
+     (BF16, F16, F16, F32)],
+    ids=str,
+)  # fmt: skip
+def test_pgd_step_multi(dtypes, step):
+    check_multi(multi_arguments(dtypes, step))
+
+
+@pytest.mark.parametrize("per_image", [False, True], ids=["one budget", "budgets"])
+@pytest.mark.parametrize("lo_hi", RANGES, ids=str)
+@pytest.mark.parametrize("maximize", [True, False], ids=["ascent", "descent"])
+def test_pgd_step_multi_options(maximize, lo_hi, per_image):
+    options = {"range": lo_hi, "out_range": (-1.0, 1.0), "maximize": maximize}
+    dtypes = (F16, BF16, torch.uint8, BF16)
+    check_multi(multi_arguments(dtypes, "sign", per_image=per_image, shapes=MULTI[:3], **options))
+
+
+@pytest.mark.parametrize("offset", [1, 3, 16])
+def test_pgd_step_multi_of_images_that_begin_anywhere(offset):
+    check_multi(multi_arguments((F32, F32, torch.uint8, F32), "sign", offset=offset))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pgd_step_multi_layouts(layout):
+    own = "contiguous" if layout == "expanded" else layout
+    for layouts in ((own, layout, layout), ("contiguous", layout, layout)):
+        dtypes, shapes = (F32, BF16, torch.uint8, BF16), [(3, 5, 7), (2, 6, 5), (1, 9)]
+        check_multi(multi_arguments(dtypes, "sign", layouts, shapes))
+
+
+def test_pgd_step_multi_is_one_launch():
+    for shapes in (MULTI, MULTI * 20, [(3, 0)]):
+        arguments = multi_arguments((F32,) * 4, "sign", shapes=shapes)
+        with launch.recorded() as launches:
+            BACKEND.ops["pgd_step_multi_"](*arguments)
+        assert len(launches) == any(0 not in shape for shape in shapes)
+
+
 quantize_options = rotate(SHAPES, RANGES, [False, True])
 
 

@@ -116,7 +116,7 @@ def per_image(op: str, name: str, value: Any, batch: int, device: torch.device) 
         )
     if not 0 <= value < math.inf:
         raise ValueError(f"{op}: {name}: got {value}, expected a finite number >= 0")
-    return torch.tensor(value, dtype=torch.float32)
+    return torch.tensor(value, dtype=torch.float32, device="cpu")
 
 
 def check_key(op: str, key: Any, x: Tensor) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..runs import as_runs
 from . import native
 from .pgd_step import STEPS
 
@@ -26,10 +27,9 @@ def pgd_step_multi_(
     out_hi: float,
 ) -> Tensor:
     # The kernel walks each image as one run of memory, in whatever order that has the elements.
-    runs = [d if _is_dense(d) else torch.empty_like(d).copy_(d) for d in deltas]
     images = [
-        (d, *(_in_order_of(d, operand) for operand in operands))
-        for d, *operands in zip(runs, grads, xs, advs, strict=True)
+        tuple(as_runs(delta, operands))
+        for delta, *operands in zip(deltas, grads, xs, advs, strict=True)
     ]
     skipped = torch.zeros(len(deltas), dtype=torch.int64, device=deltas[0].device)
     with native.stream_of(deltas[0]) as stream:
@@ -51,25 +51,3 @@ def pgd_step_multi_(
             native.deliver(updated, delta)
             native.deliver(written, adv)
     return skipped
-
-
-def _steps(tensor: Tensor) -> list[tuple[int, int]]:
-    """(stride, size) of the dimensions that have more than one element to step over."""
-    return [(s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1]
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one run of memory, in some order of the dimensions."""
-    run = 1
-    for stride, size in sorted(_steps(tensor)):
-        if stride != run:
-            return False
-        run *= size
-    return True
-
-
-def _in_order_of(run: Tensor, tensor: Tensor) -> Tensor:
-    """The tensor, or a copy of it whose elements lie in the order of ``run``'s."""
-    if _steps(tensor) == _steps(run):
-        return tensor
-    return torch.empty_like(run, dtype=tensor.dtype).copy_(tensor)

@@ -100,6 +100,15 @@ def tunable(*updated: str) -> Any:
     return mark
 
 
+def tuned(launch: Launch) -> Iterator[Launch]:
+    """The launch as autotuning may have it, in every tile but the default one."""
+    if launch.kernel in _tunable:
+        groups = launch.arguments["GROUPS"]
+        for elements, warps in CONFIGS[1:]:
+            arguments = {**launch.arguments, "GROUPS": groups * elements // DEFAULT[0]}
+            yield launch._replace(arguments=arguments, warps=warps)
+
+
 def launch(kernel: Any, programs: int, width: int, *args: Any, **constants: Any) -> None:
     """Runs ``programs`` programs of a kernel that walks over images, on its tensors' device."""
     if AUTOTUNE and kernel in _tunable and _recorded is None and not _tracing:

@@ -74,7 +74,7 @@ def step_size_kernel(
 
 
 @triton.jit
-def _size(alpha, alpha_stride, image, MAXIMIZE: tl.constexpr):
+def size_of_step(alpha, alpha_stride, image, MAXIMIZE: tl.constexpr):
     size = per_image(alpha, alpha_stride, image)
     if MAXIMIZE:
         return size
@@ -121,7 +121,7 @@ def stepped_square_kernel(
     delta += image * delta_image + channel * delta_channel + first * delta_pixel
     grad += image * grad_image + channel * grad_channel + first * grad_pixel
     mask = at(mask, image * mask_image + channel * mask_channel)
-    move = _size(alpha, alpha_stride, image, MAXIMIZE)
+    move = size_of_step(alpha, alpha_stride, image, MAXIMIZE)
     total = tl.zeros([GROUPS, WIDTH], tl.float64)
     for tail in tl.static_range(2):
         begin, end = turns(size, tail, GROUPS * WIDTH)
@@ -160,6 +160,44 @@ def mask_offset(first, i, mask_pixel, MASK_EVERY: tl.constexpr):
     else:  # a division in 64 bits once, in 32 bits for each element
         rest = (first % MASK_EVERY).to(tl.int32)
         return (first // MASK_EVERY) * mask_pixel + (rest + i) // MASK_EVERY * mask_pixel
+
+
+@triton.jit
+def step_tile(
+    delta,  # pointers [G, W], as all of these
+    grad,
+    x,
+    mask,
+    adv,
+    inside,
+    move,
+    bound,
+    shrink,
+    lo,
+    hi,
+    width,
+    out_lo,
+    out_hi,
+    out_scale,
+    out_shift,
+    SIGN: tl.constexpr,
+    MAPS: tl.constexpr,
+):
+    """Steps a tile; returns its gradient elements that are not finite, int32 [G, W] of 0 and 1."""
+    g = zero_outside(widen(tl.load(grad, mask=inside)), inside)
+    d = _stepped_tile(delta, g, mask, inside, move, SIGN)
+    original = tl.load(x, mask=inside)
+    if x.dtype.element_ty == tl.uint8:
+        original = from_byte(original.to(tl.float32), lo, width)
+    else:
+        original = widen(original)
+    stored = narrow(project(d, original, bound, shrink, lo, hi), delta.dtype.element_ty)
+    tl.store(delta, stored, mask=inside)
+    y = adversarial(original, widen(stored), lo, hi)
+    if MAPS:
+        y = to_out_range(y, out_scale, out_shift, out_lo, out_hi)
+    tl.store(adv, narrow(y, adv.dtype.element_ty), mask=inside)
+    return tl.where(is_finite(g), 0, 1)
 
 
 @tunable("delta")
@@ -215,7 +253,7 @@ def pgd_step_kernel(
     x += image * x_image + channel * x_channel + first * x_pixel
     mask = at(mask, image * mask_image + channel * mask_channel)
     adv += image * adv_image + channel * adv_channel + first * adv_pixel
-    move = _size(alpha, alpha_stride, image, MAXIMIZE)
+    move = size_of_step(alpha, alpha_stride, image, MAXIMIZE)
     if scale is None:
         bound, shrink = bound_in(per_image(eps, eps_stride, image), delta.dtype.element_ty), 1.0
     else:
@@ -226,21 +264,26 @@ def pgd_step_kernel(
         for start in range(begin, end, GROUPS * WIDTH):
             i = start + lanes(GROUPS, WIDTH)
             inside = inside_of(i, size, tail)
-            g = zero_outside(widen(tl.load(grad + i * grad_pixel, mask=inside)), inside)
-            skipped += tl.where(is_finite(g), 0, 1)
-            masks = at(mask, mask_offset(first, i, mask_pixel, MASK_EVERY))
-            d = _stepped_tile(delta + i * delta_pixel, g, masks, inside, move, SIGN)
-            original = tl.load(x + i * x_pixel, mask=inside)
-            if x.dtype.element_ty == tl.uint8:
-                original = from_byte(original.to(tl.float32), lo, width)
-            else:
-                original = widen(original)
-            stored = narrow(project(d, original, bound, shrink, lo, hi), delta.dtype.element_ty)
-            tl.store(delta + i * delta_pixel, stored, mask=inside)
-            y = adversarial(original, widen(stored), lo, hi)
-            if MAPS:
-                y = to_out_range(y, out_scale, out_shift, out_lo, out_hi)
-            tl.store(adv + i * adv_pixel, narrow(y, adv.dtype.element_ty), mask=inside)
+            skipped += step_tile(
+                delta + i * delta_pixel,
+                grad + i * grad_pixel,
+                x + i * x_pixel,
+                at(mask, mask_offset(first, i, mask_pixel, MASK_EVERY)),
+                adv + i * adv_pixel,
+                inside,
+                move,
+                bound,
+                shrink,
+                lo,
+                hi,
+                width,
+                out_lo,
+                out_hi,
+                out_scale,
+                out_shift,
+                SIGN,
+                MAPS,
+            )
     tl.store(partials + tl.program_id(0), tl.sum(skipped))  # integers: in any order
 
 
@@ -252,6 +295,13 @@ def count_kernel(
 ):
     image = tl.program_id(0)
     tl.store(skipped + image, sums.of_image(partials, image, count).to(tl.int64))
+
+
+def ranges(lo: float, hi: float, out_lo: float, out_hi: float) -> tuple[float, ...]:
+    """What kernels take for them: lo, hi, width, out_lo, out_hi, out_scale, out_shift."""
+    scale = (out_hi - out_lo) / (hi - lo)
+    shift = float32(out_lo - float32(float32(lo) * float32(scale)))
+    return lo, hi, hi - lo, out_lo, out_hi, scale, shift
 
 
 def _masked(
@@ -329,7 +379,6 @@ def pgd_step_(
         launch_sums(ball_scale_kernel, images, squares, way.partials, limit, limit_stride, scale)
 
     counts = delta.new_empty((way.programs,), dtype=torch.int32)
-    out_scale = (out_hi - out_lo) / (hi - lo)
     launch(
         pgd_step_kernel,
         way.programs,
@@ -344,13 +393,7 @@ def pgd_step_(
         limit,
         limit_stride,
         scale,
-        lo,
-        hi,
-        hi - lo,
-        out_lo,
-        out_hi,
-        out_scale,
-        float32(out_lo - float32(float32(lo) * float32(out_scale))),
+        *ranges(lo, hi, out_lo, out_hi),
         counts,
         *rows,
         SIGN=step == "sign",

@@ -13,6 +13,7 @@ launches is an error. To add an op, write its calls:
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -28,14 +30,15 @@ from triton.compiler import ASTSource
 from .denoising_loss import denoising_loss
 from .group_norm_silu import group_norm_silu, group_norm_silu_backward
 from .image_scale import image_scale
-from .launch import Launch, recorded
+from .launch import Launch, recorded, tuned
 from .pgd_step import pgd_step_
 from .pgd_step_multi import pgd_step_multi_
 from .q_sample import q_sample
 from .quantize import quantize
 
-#: Compute capabilities that the proof compiles for.
+#: Compute capabilities that the proof compiles for, and for which of them the tiles of autotuning.
 ARCHS = (80, 86, 89, 90, 100)
+ARCHS_TUNED = (80, 90)
 
 F32, BF16, F16, U8 = torch.float32, torch.bfloat16, torch.float16, torch.uint8
 NAMES = {F32: "f32", BF16: "bf16", F16: "f16", U8: "u8"}
@@ -90,7 +93,7 @@ def cases(op: Callable[..., Any]) -> Callable[[Any], Any]:
 class Variant:
     """One kernel in one form."""
 
-    name: str
+    name: str  # kernel-shape-label, and where it is `tuned` @warps
     kernel: Any = field(repr=False)
     shape: str  # a key of SHAPES
     signature: Mapping[str, str]  # argument -> Triton's name of its type, or "constexpr"
@@ -98,6 +101,7 @@ class Variant:
     multiples: tuple[str, ...]  # arguments known to be multiples of 16
     warps: int
     streams: Mapping[str, int]  # elementwise operands -> bytes of an element
+    tuned: bool = False  # in a tile that only autotuning chooses
 
     @property
     def walks(self) -> bool:
@@ -153,6 +157,7 @@ _STORED = {
     "input_gradient_kernel": ("dx",),
     "normalise_kernel": ("y",),
     "pgd_step_kernel": ("delta", "adv"),
+    "pgd_step_multi_kernel": ("delta", "adv"),
     "q_sample_kernel": ("out", "noise_out"),
     "quantize_kernel": ("out",),
     "stepped_square_kernel": (),
@@ -178,7 +183,7 @@ _TYPES = {
 }
 
 
-def _variant(name: str, shape: str, launch: Launch) -> Variant:
+def _variant(name: str, shape: str, launch: Launch, tuned: bool) -> Variant:
     """The form that Triton's launcher would compile for these arguments."""
     signature, constants, multiples = {}, {}, []
     parameters = {p.name: p for p in launch.kernel.params}
@@ -205,9 +210,14 @@ def _variant(name: str, shape: str, launch: Launch) -> Variant:
         if isinstance(value, Tensor)
         and (f"{key}_pixel" in signature or key in _STREAMED.get(launch.kernel.__name__, ()))
     }
-    return Variant(
-        name, launch.kernel, shape, signature, constants, tuple(multiples), launch.warps, streams
-    )
+    # Operands that come by address in a table have their types among the constants.
+    streams |= {
+        key.lower(): value.primitive_bitwidth // 8
+        for key, value in constants.items()
+        if isinstance(value, tl.dtype)
+    }
+    form = (signature, constants, tuple(multiples), launch.warps)
+    return Variant(name, launch.kernel, shape, *form, streams, tuned)
 
 
 @cache
@@ -220,8 +230,11 @@ def variants() -> tuple[Variant, ...]:
                 op(*case.arguments)
             for launch in launches:
                 kernel = launch.kernel.__name__.removesuffix("_kernel")
-                new = _variant(f"{kernel}-{case.shape}-{case.label}", case.shape, launch)
-                found.setdefault(_identity(new), new)
+                name = f"{kernel}-{case.shape}-{case.label}"
+                for tile in (launch, *tuned(launch)):
+                    of_tile = "" if tile is launch else f"@{tile.warps}"
+                    new = _variant(name + of_tile, case.shape, tile, tile is not launch)
+                    found.setdefault(_identity(new), new)
     missing = _kernels() - {v.kernel.__name__ for v in found.values()}
     if missing:
         raise LookupError(f"variants: no case launches {', '.join(sorted(missing))}")
@@ -454,12 +467,28 @@ def _pgd_step() -> Iterator[Case]:
 
 @cases(pgd_step_multi_)
 def _pgd_step_multi() -> Iterator[Case]:
-    sizes = [SHAPES["dense"][1:]] * 2
-    operands = (
-        [torch.empty(s, dtype=d, device="meta") for s in sizes] for d in (F16, BF16, BF16, U8)
-    )
-    deltas, advs, grads, xs = operands
-    budget = (torch.tensor(1 / 255), torch.tensor(8 / 255))
-    yield Case(
-        "dense", "multi", (deltas, advs, grads, xs, *budget, "sign", True, 0.0, 1.0, 0.0, 1.0)
-    )
+    def case(shape: str, label: str, dtypes: tuple[torch.dtype, ...], **options: Any) -> Case:
+        shift, out_range = options.get("shift", 0), options.get("out_range", (0.0, 1.0))
+        size = SHAPES[shape][1:]
+
+        def images(dtype: torch.dtype) -> list[Tensor]:
+            whole = torch.empty(shift + math.prod(size), dtype=dtype, device="meta")
+            return [whole[shift:].view(size), whole[shift:].view(size)]
+
+        delta, grad, x, out = map(images, dtypes)
+        budget = options.get("budget", (torch.tensor(1 / 255), torch.tensor(8 / 255)))
+        bounds = (0.0, 1.0, *out_range)
+        step = options.get("step", "sign")
+        return Case(shape, label, (delta, out, grad, x, *budget, step, True, *bounds))
+
+    typical = (F16, BF16, U8, BF16)
+    yield case("dense", "f32", (F32,) * 4)
+    yield case("dense", "f32-u8", (F32, F32, U8, F32))
+    yield case("dense", "bf16", (BF16,) * 4)
+    yield case("dense", "mixed", typical)
+    yield case("dense", "mapped", typical, out_range=(-1.0, 1.0))
+    yield case("dense", "raw", typical, step="raw")
+    per_image = torch.empty(2, device="meta")
+    yield case("dense", "budgets", typical, budget=(per_image, per_image))
+    # Images that begin anywhere: one element an access.
+    yield case("ragged", "mixed", typical, shift=1)
