@@ -7,16 +7,36 @@ from collections.abc import Iterator
 import torch
 
 from ..measure import Case
-from . import conv3x3, denoising_loss, geglu, pgd_step, pgd_step_multi, q_sample, quantize
+from . import (
+    attention,
+    conv3x3,
+    denoising_loss,
+    geglu,
+    pgd_step,
+    pgd_step_multi,
+    q_sample,
+    quantize,
+)
+
+_MODULES = (
+    pgd_step,
+    pgd_step_multi,
+    q_sample,
+    denoising_loss,
+    quantize,
+    attention,
+    conv3x3,
+    geglu,
+)
 
 
 def cases() -> Iterator[Case]:
     """All of them; each builds its tensors when its turn comes."""
-    for module in (pgd_step, pgd_step_multi, q_sample, denoising_loss, quantize, conv3x3, geglu):
+    for module in _MODULES:
         yield from module.cases()
 
 
 def cases_16_bit() -> Iterator[Case]:
     """Those of them that also come in bfloat16, as models on a GPU have it."""
-    for module in (q_sample, denoising_loss, quantize):
+    for module in (q_sample, denoising_loss, quantize, attention):
         yield from module.cases(torch.bfloat16)

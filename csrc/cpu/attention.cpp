@@ -53,11 +53,12 @@ void for_items(int64_t items, int64_t floats, int threads, const Body& body) {
     });
 }
 
-// Keys at a time, as equal as can be: what is made of them and their scores should stay in the
-// second cache.
+// Keys at a time: what is made of them and their scores should stay in the second cache. Blocks are
+// nearly equal, in whole tiles of the widest registers.
 int64_t key_block(const AttentionShape& s) {
-    const int64_t most = s.size <= 48 ? 256 : s.size <= 96 ? 128 : 64;
-    return pieces(s.keys, std::max<int64_t>(1, (s.keys + most / 2) / most));
+    const int64_t most = s.size <= 48 ? 256 : s.size <= 96 ? 128 : s.size <= 192 ? 112 : 64;
+    const int64_t blocks = std::max<int64_t>(1, (s.keys + most / 2) / most);
+    return blocks == 1 ? s.keys : pieces(pieces(s.keys, blocks), 14) * 14;
 }
 
 // As many threads as there is work for: to wake one takes as long as some 10^6 operations.
@@ -80,11 +81,15 @@ int64_t row_block(const AttentionShape& s, int threads) {
 }
 
 // Items of a head where its keys' gradients are summed over queries. One is best, unless there are
-// few heads; each costs as much memory as dk and dv.
+// few heads; each costs as much memory as dk and dv. A power of two is shared evenly by most
+// processors.
 int64_t parts_of(const AttentionShape& s) {
     const int64_t by_heads = pieces(8, s.heads), by_rows = s.queries / 512;
     const int64_t by_memory = (int64_t{64} << 20) / (s.heads * s.keys * s.size * 8);
-    return std::max<int64_t>(1, std::min({by_heads, by_rows, by_memory}));
+    const int64_t most = std::min({by_heads, by_rows, by_memory});
+    int64_t parts = 1;
+    while (2 * parts <= most) parts *= 2;
+    return parts;
 }
 
 }  // namespace
