@@ -182,9 +182,9 @@ void interleaved_forward(GroupNorm a, double eps, float* mean, float* rstd, int 
         }
         fill_columns(a, image, columns.data());
     });
-    const Grid strips(a, strip(a), 1);
-    parallel_for(images * strips.along, 1, threads, [&](int64_t i) {
-        k.apply(a, strips.tile(a, i / strips.along, i % strips.along));
+    const Grid strips(a, strip(a), threads);
+    parallel_for(images * strips.tiles(), 1, threads, [&](int64_t i) {
+        k.apply(a, strips.tile(a, i / strips.tiles(), i % strips.tiles()));
     });
 }
 
@@ -290,7 +290,8 @@ void interleaved_backward(GroupNorm a, float* dweight, float* dbias, int threads
     const int64_t images = a.shape.images, channels = a.shape.channels;
     std::vector<float> columns(at(images * GroupNorm::kColumns * a.padded()));
     a.columns = columns.data();
-    for (int64_t image = 0; image < images; ++image) fill_columns(a, image, columns.data());
+    parallel_for(images, parts(kChunk, channels), threads,
+                 [&](int64_t image) { fill_columns(a, image, columns.data()); });
 
     const Grid grid(a, kPixelPiece, threads);
     std::vector<Slopes> found(at(images * grid.along * channels));
@@ -324,9 +325,9 @@ void interleaved_backward(GroupNorm a, float* dweight, float* dbias, int threads
             }
             fill_columns(a, image, columns.data());
         });
-        const Grid strips(a, strip(a), 1);
-        parallel_for(images * strips.along, 1, threads, [&](int64_t i) {
-            k.dx(a, strips.tile(a, i / strips.along, i % strips.along), nullptr);
+        const Grid strips(a, strip(a), threads);
+        parallel_for(images * strips.tiles(), 1, threads, [&](int64_t i) {
+            k.dx(a, strips.tile(a, i / strips.tiles(), i % strips.tiles()), nullptr);
         });
     }
     weight_gradients(a, grid.along, slopes, dweight, dbias, threads);
