@@ -12,6 +12,7 @@ from . import (
     conv3x3,
     denoising_loss,
     geglu,
+    group_norm_silu,
     pgd_step,
     pgd_step_multi,
     q_sample,
@@ -27,6 +28,7 @@ _MODULES = (
     attention,
     conv3x3,
     geglu,
+    group_norm_silu,
 )
 
 
@@ -38,5 +40,5 @@ def cases() -> Iterator[Case]:
 
 def cases_16_bit() -> Iterator[Case]:
     """Those of them that also come in bfloat16, as models on a GPU have it."""
-    for module in (q_sample, denoising_loss, quantize, attention):
+    for module in (q_sample, denoising_loss, quantize, attention, group_norm_silu):
         yield from module.cases(torch.bfloat16)
