@@ -12,6 +12,7 @@ from . import (
     conv3x3,
     denoising_loss,
     geglu,
+    group_norm_silu,
     image_scale,
     pgd_step,
     pgd_step_multi,
@@ -19,24 +20,36 @@ from . import (
     quantize,
 )
 
+_MODULES = (
+    pgd_step,
+    pgd_step_multi,
+    q_sample,
+    denoising_loss,
+    image_scale,
+    quantize,
+    attention,
+    group_norm_silu,
+    conv3x3,
+    geglu,
+)
+#: Those that also come in bfloat16, as models on a GPU have it.
+_MODULES_16_BIT = (
+    q_sample,
+    denoising_loss,
+    image_scale,
+    quantize,
+    attention,
+    group_norm_silu,
+)
+
 
 def cases() -> Iterator[Case]:
     """All of them; each builds its tensors when its turn comes."""
-    for module in (
-        pgd_step,
-        pgd_step_multi,
-        q_sample,
-        denoising_loss,
-        image_scale,
-        quantize,
-        attention,
-        conv3x3,
-        geglu,
-    ):
+    for module in _MODULES:
         yield from module.cases()
 
 
 def cases_16_bit() -> Iterator[Case]:
-    """Those of them that also come in bfloat16, as models on a GPU have it."""
-    for module in (q_sample, denoising_loss, image_scale, quantize, attention):
+    """In bfloat16."""
+    for module in _MODULES_16_BIT:
         yield from module.cases(torch.bfloat16)

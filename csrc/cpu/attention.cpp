@@ -81,11 +81,15 @@ int64_t row_block(const AttentionShape& s, int threads) {
 }
 
 // Items of a head where its keys' gradients are summed over queries. One is best, unless there are
-// few heads; each costs as much memory as dk and dv.
+// few heads; each costs as much memory as dk and dv. A power of two is shared evenly by most
+// processors.
 int64_t parts_of(const AttentionShape& s) {
     const int64_t by_heads = pieces(8, s.heads), by_rows = s.queries / 512;
     const int64_t by_memory = (int64_t{64} << 20) / (s.heads * s.keys * s.size * 8);
-    return std::max<int64_t>(1, std::min({by_heads, by_rows, by_memory}));
+    const int64_t most = std::min({by_heads, by_rows, by_memory});
+    int64_t parts = 1;
+    while (2 * parts <= most) parts *= 2;
+    return parts;
 }
 
 }  // namespace

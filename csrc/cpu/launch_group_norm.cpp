@@ -21,7 +21,7 @@ size_t at(int64_t i) {
 }
 
 // A group whose operands stay in a core's second cache is read from memory once.
-constexpr int64_t kCached = 640 << 10;
+constexpr int64_t kCached = 768 << 10;
 
 // Whether a thread is to take whole groups: they are small, and enough to go round.
 bool by_group(const GroupNorm& a, int operands, int threads) {
@@ -182,7 +182,7 @@ void interleaved_forward(GroupNorm a, double eps, float* mean, float* rstd, int 
         }
         fill_columns(a, image, columns.data());
     });
-    const Grid strips(a, strip(a), 1);
+    const Grid strips(a, strip(a), threads);
     parallel_for(images * strips.tiles(), 1, threads, [&](int64_t i) {
         k.apply(a, strips.tile(a, i / strips.tiles(), i % strips.tiles()));
     });
@@ -230,14 +230,14 @@ void planar_backward(GroupNorm a, float* dweight, float* dbias, int threads) {
     std::vector<Slopes> channels(by_channel ? at(a.shape.images * a.shape.channels * cut.along)
                                             : 0);
     std::vector<float> pull(at(groups)), tilt(at(groups));
-    const auto slopes = [&](int64_t group, int64_t piece) {
+    const auto slopes = [&](int64_t group, int64_t piece, float* kept) {
         const Tile tile = cut.tile(a, group / a.groups, group % a.groups, piece);
         // A piece of several channels is all of each: where there are more pieces along a channel,
         // it is one channel.
         const int64_t first =
             (tile.image * a.shape.channels + tile.channel) * cut.along + tile.pixel / cut.pixels;
         sums[at(group * pieces + piece)] =
-            k.slopes(a, tile, by_channel ? &channels[at(first)] : nullptr);
+            k.slopes(a, tile, by_channel ? &channels[at(first)] : nullptr, kept);
     };
     const auto fold = [&](int64_t group) {
         Slopes sum{};
@@ -250,25 +250,31 @@ void planar_backward(GroupNorm a, float* dweight, float* dbias, int threads) {
     GroupNorm b = a;
     b.pull = pull.data();
     b.tilt = tilt.data();
-    const auto dx = [&](int64_t group, int64_t piece) {
-        k.dx(b, cut.tile(a, group / a.groups, group % a.groups, piece));
+    const auto dx = [&](int64_t group, int64_t piece, const float* kept) {
+        k.dx(b, cut.tile(a, group / a.groups, group % a.groups, piece), kept);
     };
     const bool wants_dx = a.out.data != nullptr;
     if (by_group(a, 3, threads)) {
         const int64_t elements = a.group_channels() * a.shape.pixels;
         parallel_for(groups, parts(kChunk, 4 * elements), threads, [&](int64_t group) {
-            for (int64_t piece = 0; piece < pieces; ++piece) slopes(group, piece);
+            // h of the group waits in the second cache, which is cheaper than another exponential.
+            thread_local std::vector<float> room;
+            if (wants_dx && a.silu) room.resize(at(pieces * kRunPiece));
+            const auto kept = [&](int64_t piece) {
+                return wants_dx && a.silu ? room.data() + piece * kRunPiece : nullptr;
+            };
+            for (int64_t piece = 0; piece < pieces; ++piece) slopes(group, piece, kept(piece));
             if (!wants_dx) return;
             fold(group);
-            for (int64_t piece = 0; piece < pieces; ++piece) dx(group, piece);
+            for (int64_t piece = 0; piece < pieces; ++piece) dx(group, piece, kept(piece));
         });
     } else {
         parallel_for(groups * pieces, 1, threads,
-                     [&](int64_t i) { slopes(i / pieces, i % pieces); });
+                     [&](int64_t i) { slopes(i / pieces, i % pieces, nullptr); });
         if (wants_dx) {
             parallel_for(groups, parts(1024, pieces), threads, fold);
             parallel_for(groups * pieces, 1, threads,
-                         [&](int64_t i) { dx(i / pieces, i % pieces); });
+                         [&](int64_t i) { dx(i / pieces, i % pieces, nullptr); });
         }
     }
     weight_gradients(
@@ -284,7 +290,8 @@ void interleaved_backward(GroupNorm a, float* dweight, float* dbias, int threads
     const int64_t images = a.shape.images, channels = a.shape.channels;
     std::vector<float> columns(at(images * GroupNorm::kColumns * a.padded()));
     a.columns = columns.data();
-    for (int64_t image = 0; image < images; ++image) fill_columns(a, image, columns.data());
+    parallel_for(images, parts(kChunk, channels), threads,
+                 [&](int64_t image) { fill_columns(a, image, columns.data()); });
 
     const Grid grid(a, kPixelPiece, threads);
     std::vector<Slopes> found(at(images * grid.along * channels));
@@ -293,7 +300,7 @@ void interleaved_backward(GroupNorm a, float* dweight, float* dbias, int threads
     };
     parallel_for(images * grid.tiles(), 1, threads, [&](int64_t i) {
         const Tile tile = grid.tile(a, i / grid.tiles(), i % grid.tiles());
-        k.slopes(a, tile, &slopes(tile.image, tile.channel, tile.pixel / kPixelPiece));
+        k.slopes(a, tile, &slopes(tile.image, tile.channel, tile.pixel / kPixelPiece), nullptr);
     });
     if (a.out.data != nullptr) {
         std::vector<float> pull(at(images * a.groups)), tilt(at(images * a.groups));
@@ -318,9 +325,9 @@ void interleaved_backward(GroupNorm a, float* dweight, float* dbias, int threads
             }
             fill_columns(a, image, columns.data());
         });
-        const Grid strips(a, strip(a), 1);
+        const Grid strips(a, strip(a), threads);
         parallel_for(images * strips.tiles(), 1, threads, [&](int64_t i) {
-            k.dx(a, strips.tile(a, i / strips.tiles(), i % strips.tiles()));
+            k.dx(a, strips.tile(a, i / strips.tiles(), i % strips.tiles()), nullptr);
         });
     }
     weight_gradients(a, grid.along, slopes, dweight, dbias, threads);
@@ -331,7 +338,7 @@ void interleaved_backward(GroupNorm a, float* dweight, float* dbias, int threads
 void group_norm(GroupNorm args, double eps, float* mean, float* rstd, int threads) {
     args.mean = mean;
     args.rstd = rstd;
-    args.stream = false;
+    args.stream = worth_streaming(args.shape, args.out);
     if (args.interleaved) {
         interleaved_forward(args, eps, mean, rstd, threads);
     } else {
@@ -340,7 +347,7 @@ void group_norm(GroupNorm args, double eps, float* mean, float* rstd, int thread
 }
 
 void group_norm_backward(GroupNorm args, float* dweight, float* dbias, int threads) {
-    args.stream = false;
+    args.stream = args.out.data != nullptr && worth_streaming(args.shape, args.out);
     if (args.interleaved) {
         interleaved_backward(args, dweight, dbias, threads);
     } else {

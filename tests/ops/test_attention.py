@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
+import sys
+import types
 
 import pytest
 import torch
@@ -531,3 +533,54 @@ def test_torch_kernels_for_the_gpu_are_called_with_what_they_take(dtype, biased,
     assert (lse.shape, lse.dtype) == ((2, 3, 70), F32)
     grads = kernels.attention_backward(q, q, k, k, bias, out, lse, 0.5, [True, True, False])
     assert [g.shape for g in grads] == [q.shape, k.shape, (0,)]
+
+
+class Fmha(types.ModuleType):
+    """What the backend uses of xformers: [B, N, H, D], and sums padded as its kernels pad them."""
+
+    @staticmethod
+    def memory_efficient_attention_forward_requires_grad(q, k, v, scale):
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out, lse = definition(q, k, v, None, scale, True)
+        padded = torch.nn.functional.pad(lse, (0, -lse.shape[2] % 32), value=INF)
+        return out.transpose(1, 2).contiguous(), padded
+
+    @staticmethod
+    def memory_efficient_attention_forward(q, k, v, scale):
+        return Fmha.memory_efficient_attention_forward_requires_grad(q, k, v, scale)[0]
+
+    @staticmethod
+    def memory_efficient_attention_backward(grad, out, lse, q, k, v, scale):
+        grad, out, q, k, v = (x.transpose(1, 2) for x in (grad, out, q, k, v))
+        grads = definition_backward(grad, q, k, v, None, out, lse, scale, [True] * 3)
+        return [x.transpose(1, 2).contiguous() for x in grads]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+def test_xformers_is_given_and_gives_its_own_layout(layout, monkeypatch):
+    """The backend's way there and back, with the definition in place of the library."""
+    ops = backend("xformers").ops
+    package = types.ModuleType("xformers.ops")
+    package.fmha = Fmha("xformers.ops.fmha")
+    monkeypatch.setitem(sys.modules, "xformers", types.ModuleType("xformers"))
+    monkeypatch.setitem(sys.modules, "xformers.ops", package)
+    q, k, v, grad = operands(SHAPES["text, 40"], layout=layout)
+    out, lse = ops["attention"](q, k, v, None, 0.3, True)
+    only, none = ops["attention"](q, k, v, None, 0.3, False)
+    assert torch.equal(out, only)
+    assert (out.stride(), lse.shape, none.shape) == (q.stride(), q.shape[:3], (0,))
+    needs = [True, False, True]
+    dq, dk, dv = ops["attention_backward"](grad, q, k, v, None, out, lse, 0.3, needs)
+    assert (dq.stride(), dk.shape, dv.stride()) == (q.stride(), (0,), v.stride())
+    right, right_dq, _, right_dv = exact(q, k, v, grad, scale=0.3)
+    close(out, right, F32, "out")
+    close(dq, right_dq, F32, "dq")
+    close(dv, right_dv, F32, "dv")
+
+
+def test_xformers_declines_in_words():
+    x = torch.zeros(1, 1, 8, 8)
+    ask = backend("xformers").not_supported_reasons
+    assert ask("attention", (x, x, x, None, 1.0, False)) == [
+        "a tensor is on cpu, not on the one GPU"
+    ]

@@ -442,9 +442,9 @@ def _conv_class(conv: nn.Conv2d) -> type[nn.Module] | str:
     return f"{conv.kernel_size[0]}×{conv.kernel_size[1]} taps"
 
 
-def _classes(module: nn.Module) -> dict[nn.Module, type[nn.Module]] | str | None:
-    """The classes that this module and its activations and norms get, in which order is no matter;
-    or why it stays; or None for a module that is none of our business by itself."""
+def _classes(module: Any) -> dict[nn.Module, type[nn.Module]] | str | None:
+    """The classes that a module and its parts get, or why it stays, or None where there is nothing
+    to say about it."""
     kind = type(module)
     if kind is ResnetBlock2D:
         if type(module.nonlinearity) is not nn.SiLU:
