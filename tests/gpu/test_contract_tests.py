@@ -57,7 +57,9 @@ def pytest_of_ops(*arguments: str) -> str:
 def test_the_contract_tests_keep_to_one_device() -> None:
     if backend("cpu").missing:
         pytest.skip(backend("cpu").missing)
-    out = pytest_of_ops("-p", "pretended_gpu", "-k", "cpu and not compile and not test_torch_library")
+    out = pytest_of_ops(
+        "-p", "pretended_gpu", "-k", "cpu and not compile and not test_torch_library"
+    )
     passed = re.search(r"(\d+) passed", out)
     assert passed is not None
     assert int(passed[1]) >= 50
