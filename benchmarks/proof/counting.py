@@ -34,6 +34,7 @@ from ..measure import OURS, Case
 from ..ops import cases, cases_16_bit
 from .cuda import Ungated, form_of
 from .examine import Entry
+from .machine_code import Code
 
 EAGER = "eager"
 
@@ -240,6 +241,15 @@ class Counting:
     failures: list[str] = field(default_factory=list)
 
 
+def operations(code: Code) -> int:
+    """Floating-point operations of a turn; HADD2.F32 widens a float16, which is none."""
+    return sum(
+        n * _OPERATIONS.get(opcode.split(".")[0], 0)
+        for opcode, n in code.loop.items()
+        if not opcode.startswith("HADD2.F32")
+    )
+
+
 def _operations(entries: dict[str, Entry], call: OpCall, elements: int) -> float | None:
     """Of the main loops, which leaves out what is done once for a row or a chunk."""
     total, known = call.mma * _OF_MMA / elements, False
@@ -250,8 +260,7 @@ def _operations(entries: dict[str, Entry], call: OpCall, elements: int) -> float
             continue
         known |= entry is not None
         if entry is not None and entry.turn is not None:
-            of_turn = sum(entry.code.count(name) * n for name, n in _OPERATIONS.items())
-            total += of_turn / entry.turn.elements
+            total += operations(entry.code) / entry.turn.elements
     return total if known else None
 
 

@@ -67,19 +67,19 @@ EXPECTED: tuple[Expected, ...] = (
         " GeForce for 64 of float32. Only l2 pays for it.",
     ),
     Expected(
-        {"B200": 1.35},
+        {"B200": 1.4},
         frozenset({"issue", "integer"}),
         _steps,
         "pgd_step in 16 bits. Checks for gradients that are not finite, bounds and rounding as stored"
-        " are comparisons and selections, which have the 64 integer units of a multiprocessor, if"
-        " sm_100 has no more of them than sm_90.",
+        " are comparisons, selections and packing, for which sm_100 has no more units than sm_90:"
+        " 137 % where types are known only at run time, 134 % and 129 % (Triton) of the typical ones.",
         is_open=True,
     ),
     Expected(
         {"B200": 1.55},
         frozenset({"issue", "integer"}),
         lambda form: form.op == "quantize" and not form.draws,
-        "quantize of 16-bit values to nearest, for the same reason: 124 % in CUDA, 154 % in Triton.",
+        "quantize of 16-bit values to nearest, for the same reason: 132 % in CUDA, 153 % in Triton.",
         is_open=True,
     ),
     Expected(

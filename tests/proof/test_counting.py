@@ -15,6 +15,7 @@ from torch import Tensor
 from benchmarks.measure import OURS, Case, size_of
 from benchmarks.proof import counting
 from benchmarks.proof.counting import EAGER, Count, Dispatched, count, failures, saved
+from benchmarks.proof.machine_code import Code
 from udp_fast.backends.cpu import native as cpu
 from udp_fast.backends.cuda import BACKEND
 from udp_fast.backends.triton import INTERPRETS
@@ -64,6 +65,20 @@ def test_backward_is_counted_and_what_it_needs() -> None:
         (x.sin() * 3).sum().backward()
     assert found.names == ["sin", "mul", "sum", "ones_like", "mul", "cos", "mul"]
     assert kept() == size_of(x)
+
+
+def test_conversions_and_comparisons_are_no_operations() -> None:
+    loop = {
+        "FFMA": 3,
+        "FADD": 1,
+        "MUFU.RSQ": 1,
+        "HADD2.F32": 8,
+        "HFMA2.BF16": 1,
+        "FMNMX": 9,
+        "F2FP": 2,
+    }
+    code = Code(32, 0, 0, 0, 100, loop, widths=())
+    assert counting.operations(code) == 2 * 3 + 1 + 1 + 4
 
 
 # --- ours ------------------------------------------------------------------------------------------
