@@ -44,6 +44,9 @@ UDP_HD double total(F a) {
     return lanes[0];
 }
 
+// Interleaved pixels are taken four at a time, a quarter of the tile from one to the next:
+// neighbours would be in one page, where the processor foresees one stream of accesses, not four.
+
 // --- moments -------------------------------------------------------------------------------------
 
 // Lane by lane, of the values so far less a pivot: one of the values, so that what is summed is of
@@ -131,7 +134,7 @@ Moments run_moments(const GroupNorm& a, int64_t image, int64_t group, int64_t fi
     return found;
 }
 
-constexpr int64_t kColumnBlock = 256;  // channels whose spreads are kept at once
+constexpr int64_t kColumnBlock = 1024;  // channels whose sums are kept at once, in the first cache
 
 template <class T>
 void moments_of(const GroupNorm& a, const Tile& tile, Moments* out) {
@@ -141,29 +144,31 @@ void moments_of(const GroupNorm& a, const Tile& tile, Moments* out) {
         const int64_t channels =
             block + kColumnBlock < tile.channels ? kColumnBlock : tile.channels - block;
         const T* x = element<T>(a.x, tile.image, tile.channel + block, tile.pixel);
-        for_lanes(channels, [&](int64_t c, auto lanes) {
-            store16(pivot + c, load(x + c, lanes));
-            store16(mean + c, F(0.0f));
-            store16(square + c, F(0.0f));
+        float *k = pivot, *m = mean, *s = square;
+        for_lanes(channels, [=](int64_t c, auto lanes) {
+            store16(k + c, load(x + c, lanes));
+            store16(m + c, F(0.0f));
+            store16(s + c, F(0.0f));
         });
-        int64_t p = 0;
-        for (; p + 4 <= tile.pixels; p += 4, x += 4 * step) {
-            for_lanes(channels, [&](int64_t c, auto lanes) {
-                const F k = load16(pivot + c);
-                Spread s{load16(mean + c), load16(square + c)};
-                merge_four(s, load(x + c, lanes) - k, load(x + step + c, lanes) - k,
-                           load(x + 2 * step + c, lanes) - k, load(x + 3 * step + c, lanes) - k,
-                           p / 4);
-                store16(mean + c, s.mean);
-                store16(square + c, s.square);
+        const int64_t quarter = tile.pixels / 4, apart = quarter * step;
+        for (int64_t p = 0; p < quarter; ++p, x += step) {
+            for_lanes(channels, [=](int64_t c, auto lanes) {
+                const F origin = load16(k + c);
+                Spread spread{load16(m + c), load16(s + c)};
+                merge_four(spread, load(x + c, lanes) - origin, load(x + apart + c, lanes) - origin,
+                           load(x + 2 * apart + c, lanes) - origin,
+                           load(x + 3 * apart + c, lanes) - origin, p);
+                store16(m + c, spread.mean);
+                store16(s + c, spread.square);
             });
         }
-        for (; p < tile.pixels; ++p, x += step) {
-            for_lanes(channels, [&](int64_t c, auto lanes) {
-                Spread s{load16(mean + c), load16(square + c)};
-                merge_one(s, load(x + c, lanes) - load16(pivot + c), p);
-                store16(mean + c, s.mean);
-                store16(square + c, s.square);
+        x += 3 * apart;
+        for (int64_t p = 4 * quarter; p < tile.pixels; ++p, x += step) {
+            for_lanes(channels, [=](int64_t c, auto lanes) {
+                Spread spread{load16(m + c), load16(s + c)};
+                merge_one(spread, load(x + c, lanes) - load16(k + c), p);
+                store16(m + c, spread.mean);
+                store16(s + c, spread.square);
             });
         }
         for (int64_t c = 0; c < channels; ++c) {
@@ -194,14 +199,20 @@ UDP_HD Channel channel_at(const GroupNorm& a, int64_t image, int64_t channel, bo
             F(a.bias == nullptr ? 0.0f : a.bias[channel]), F(gradient ? a.pull[row] : 0.0f),
             F(gradient ? a.tilt[row] : 0.0f)};
 }
-// Interleaved: sixteen channels.
-UDP_HD Channel channels_at(const GroupNorm& a, int64_t image, int64_t channel, bool gradient) {
-    const auto at = [&](GroupNorm::Column which) {
-        return load16(a.column(image, which) + channel);
-    };
-    return {at(GroupNorm::kMean), at(GroupNorm::kScale), at(GroupNorm::kBias),
-            gradient ? at(GroupNorm::kPull) : F(0.0f), gradient ? at(GroupNorm::kTilt) : F(0.0f)};
-}
+// Interleaved: where the numbers of an image's channels are.
+struct Columns {
+    const float *mean, *scale, *bias, *pull, *tilt;
+    Columns(const GroupNorm& a, int64_t image, int64_t channel)
+        : mean(a.column(image, GroupNorm::kMean) + channel),
+          scale(a.column(image, GroupNorm::kScale) + channel),
+          bias(a.column(image, GroupNorm::kBias) + channel),
+          pull(a.column(image, GroupNorm::kPull) + channel),
+          tilt(a.column(image, GroupNorm::kTilt) + channel) {}
+    Channel at(int64_t i, bool gradient) const {  // sixteen of them
+        return {load16(mean + i), load16(scale + i), load16(bias + i),
+                gradient ? load16(pull + i) : F(0.0f), gradient ? load16(tilt + i) : F(0.0f)};
+    }
+};
 
 template <bool kSilu>
 UDP_HD F activated(F x, const Channel& c) {
@@ -226,7 +237,8 @@ UDP_HD void specialised(const GroupNorm& a, Body body) {
     with_type(a.x.type, [&](auto* type) { choose(a.silu, [&](auto silu) { body(type, silu); }); });
 }
 
-// --- y and dx: one pass over a tile --------------------------------------------------------------
+// --- y, and dx from x and the gradient: one pass over a tile
+// --------------------------------------------------------------
 
 // pixel(channels, x, gradient, y, i, lanes) makes y[i] from x[i], and gradient[i] if kGradient.
 template <class T, bool kGradient, class Pixel>
@@ -244,20 +256,23 @@ UDP_HD void over_planar(const GroupNorm& a, const Tile& tile, Pixel pixel) {
     }
 }
 
-// kPixels at once, which share what is loaded for their channels.
+// kPixels, `apart` from one to the next, which share what is loaded for their channels.
 template <class T, bool kGradient, int kPixels, class Pixel>
-UDP_HD void over_pixels(const GroupNorm& a, const Tile& tile, int64_t p, Pixel pixel) {
+UDP_HD void over_pixels(const GroupNorm& a, const Tile& tile, int64_t p, int64_t apart,
+                        Pixel pixel) {
     const T* x = element<T>(a.x, tile.image, tile.channel, p);
     const T* g = kGradient ? element<T>(a.gradient, tile.image, tile.channel, p) : nullptr;
     T* y = element_to_write<T>(a.out, tile.image, tile.channel, p);
-    const int64_t x_step = a.x.pixel, g_step = a.gradient.pixel, y_step = a.out.pixel;
-    const bool stream = a.stream && aligned(y) && aligned(y + y_step);
-    for_lanes(tile.channels, [=, &a](int64_t i, auto lanes) {
-        const Channel channel = channels_at(a, tile.image, tile.channel + i, kGradient);
+    const int64_t x_apart = apart * a.x.pixel, g_apart = apart * a.gradient.pixel,
+                  y_apart = apart * a.out.pixel;
+    const bool stream = a.stream && aligned(y) && aligned(y + a.out.pixel);
+    const Columns columns(a, tile.image, tile.channel);
+    for_lanes(tile.channels, [=](int64_t i, auto lanes) {
+        const Channel channel = columns.at(i, kGradient);
         for (int k = 0; k < kPixels; ++k) {
-            const F gradient = kGradient ? load(g + k * g_step + i, lanes) : F(0.0f);
-            const F value = pixel(load(x + k * x_step + i, lanes), gradient, channel);
-            store(y + k * y_step + i, value, lanes, stream);
+            const F gradient = kGradient ? load(g + k * g_apart + i, lanes) : F(0.0f);
+            const F value = pixel(load(x + k * x_apart + i, lanes), gradient, channel);
+            store(y + k * y_apart + i, value, lanes, stream);
         }
     });
 }
@@ -265,10 +280,13 @@ UDP_HD void over_pixels(const GroupNorm& a, const Tile& tile, int64_t p, Pixel p
 template <class T, bool kGradient, class Pixel>
 UDP_HD void over(const GroupNorm& a, const Tile& tile, Pixel pixel) {
     if (!a.interleaved) return over_planar<T, kGradient>(a, tile, pixel);
-    const int64_t end = tile.pixel + tile.pixels;
-    int64_t p = tile.pixel;
-    for (; p + 4 <= end; p += 4) over_pixels<T, kGradient, 4>(a, tile, p, pixel);
-    for (; p < end; ++p) over_pixels<T, kGradient, 1>(a, tile, p, pixel);
+    const int64_t quarter = tile.pixels / 4;
+    for (int64_t p = 0; p < quarter; ++p) {
+        over_pixels<T, kGradient, 4>(a, tile, tile.pixel + p, quarter, pixel);
+    }
+    for (int64_t p = 4 * quarter; p < tile.pixels; ++p) {
+        over_pixels<T, kGradient, 1>(a, tile, tile.pixel + p, 0, pixel);
+    }
 }
 
 void apply(const GroupNorm& a, const Tile& tile) {
@@ -280,18 +298,9 @@ void apply(const GroupNorm& a, const Tile& tile) {
     if (a.stream) stream_fence();
 }
 
-void dx(const GroupNorm& a, const Tile& tile) {
-    specialised(a, [&](auto* type, auto silu) {
-        using T = typename std::remove_pointer<decltype(type)>::type;
-        constexpr bool kSilu = decltype(silu)::value;
-        over<T, true>(a, tile, [](F x, F g, const Channel& c) { return dx_of<kSilu>(x, g, c); });
-    });
-    if (a.stream) stream_fence();
-}
-
 // --- slopes --------------------------------------------------------------------------------------
 
-template <class T, bool kSilu>
+template <class T, bool kSilu, bool kKeep>
 Slopes slopes_planar(const GroupNorm& a, const Tile& tile, Slopes* channels) {
     F plain(0.0f), tilted(0.0f);
     for (int64_t c = 0; c < tile.channels; ++c) {
@@ -299,9 +308,13 @@ Slopes slopes_planar(const GroupNorm& a, const Tile& tile, Slopes* channels) {
         const T* g = element<T>(a.gradient, tile.image, tile.channel + c, tile.pixel);
         const Channel channel = channel_at(a, tile.image, tile.channel + c, false);
         F sum(0.0f), product(0.0f);
+        float* keep = kKeep
+                          ? element_to_write<float>(a.out, tile.image, tile.channel + c, tile.pixel)
+                          : nullptr;
         for_lanes(tile.pixels, [=, &sum, &product](int64_t i, auto lanes) {
             const F distance = load(x + i, lanes) - channel.mean;
             const F h = slope_of<kSilu>(distance, load(g + i, lanes), channel);
+            if (kKeep) store(keep + i, h, lanes, false);
             sum = sum + h;
             product = fma(h, distance, product);
         });
@@ -313,17 +326,18 @@ Slopes slopes_planar(const GroupNorm& a, const Tile& tile, Slopes* channels) {
 }
 
 template <class T, bool kSilu, int kPixels>
-UDP_HD void add_slopes(const GroupNorm& a, const Tile& tile, int64_t p, float* sums,
+UDP_HD void add_slopes(const GroupNorm& a, const Tile& tile, int64_t p, int64_t apart, float* sums,
                        float* products) {
     const T* x = element<T>(a.x, tile.image, tile.channel, p);
     const T* g = element<T>(a.gradient, tile.image, tile.channel, p);
-    const int64_t x_step = a.x.pixel, g_step = a.gradient.pixel;
-    for_lanes(tile.channels, [=, &a](int64_t i, auto lanes) {
-        const Channel channel = channels_at(a, tile.image, tile.channel + i, false);
+    const int64_t x_apart = apart * a.x.pixel, g_apart = apart * a.gradient.pixel;
+    const Columns columns(a, tile.image, tile.channel);
+    for_lanes(tile.channels, [=](int64_t i, auto lanes) {
+        const Channel channel = columns.at(i, false);
         F sum = load16(sums + i), product = load16(products + i);
         for (int k = 0; k < kPixels; ++k) {
-            const F distance = load(x + k * x_step + i, lanes) - channel.mean;
-            const F h = slope_of<kSilu>(distance, load(g + k * g_step + i, lanes), channel);
+            const F distance = load(x + k * x_apart + i, lanes) - channel.mean;
+            const F h = slope_of<kSilu>(distance, load(g + k * g_apart + i, lanes), channel);
             sum = sum + h;
             product = fma(h, distance, product);
         }
@@ -342,10 +356,13 @@ void slopes_interleaved(const GroupNorm& a, const Tile& whole, Slopes* channels)
             block + kColumnBlock < whole.channels ? kColumnBlock : whole.channels - block;
         memset(sums, 0, sizeof sums);
         memset(products, 0, sizeof products);
-        const int64_t end = tile.pixel + tile.pixels;
-        int64_t p = tile.pixel;
-        for (; p + 4 <= end; p += 4) add_slopes<T, kSilu, 4>(a, tile, p, sums, products);
-        for (; p < end; ++p) add_slopes<T, kSilu, 1>(a, tile, p, sums, products);
+        const int64_t quarter = tile.pixels / 4;
+        for (int64_t p = 0; p < quarter; ++p) {
+            add_slopes<T, kSilu, 4>(a, tile, tile.pixel + p, quarter, sums, products);
+        }
+        for (int64_t p = 4 * quarter; p < tile.pixels; ++p) {
+            add_slopes<T, kSilu, 1>(a, tile, tile.pixel + p, 0, sums, products);
+        }
         for (int64_t c = 0; c < tile.channels; ++c) {
             channels[block + c] = {sums[c], products[c]};
         }
@@ -353,6 +370,7 @@ void slopes_interleaved(const GroupNorm& a, const Tile& whole, Slopes* channels)
 }
 
 Slopes slopes(const GroupNorm& a, const Tile& tile, Slopes* channels) {
+    if (a.keeps) return slopes_planar<float, true, true>(a, tile, channels);
     Slopes found{};
     specialised(a, [&](auto* type, auto silu) {
         using T = typename std::remove_pointer<decltype(type)>::type;
@@ -360,10 +378,33 @@ Slopes slopes(const GroupNorm& a, const Tile& tile, Slopes* channels) {
         if (a.interleaved) {
             slopes_interleaved<T, kSilu>(a, tile, channels);
         } else {
-            found = slopes_planar<T, kSilu>(a, tile, channels);
+            found = slopes_planar<T, kSilu, false>(a, tile, channels);
         }
     });
     return found;
+}
+
+void dx_from_kept(const GroupNorm& a, const Tile& tile) {
+    for (int64_t c = tile.channel; c < tile.channel + tile.channels; ++c) {
+        const float* x = element<float>(a.x, tile.image, c, tile.pixel);
+        float* y = element_to_write<float>(a.out, tile.image, c, tile.pixel);
+        const Channel channel = channel_at(a, tile.image, c, true);
+        for_lanes(tile.pixels, [=](int64_t i, auto lanes) {
+            const F h = load(y + i, lanes), distance = load(x + i, lanes) - channel.mean;
+            store(y + i, group_norm_dx(h, distance, channel.scale, channel.pull, channel.tilt),
+                  lanes, false);
+        });
+    }
+}
+
+void dx(const GroupNorm& a, const Tile& tile) {
+    if (a.keeps) return dx_from_kept(a, tile);
+    specialised(a, [&](auto* type, auto silu) {
+        using T = typename std::remove_pointer<decltype(type)>::type;
+        constexpr bool kSilu = decltype(silu)::value;
+        over<T, true>(a, tile, [](F x, F g, const Channel& c) { return dx_of<kSilu>(x, g, c); });
+    });
+    if (a.stream) stream_fence();
 }
 
 constexpr GroupNormKernels kGroupNorm = {run_moments, moments, apply, slopes, dx};

@@ -8,12 +8,16 @@
 namespace udp {
 namespace {
 
+struct Sigmoid {
+    float value, rest;  // 1 / (1 + e^-u), and 1 less that without its cancellation
+};
+
 // math/group_norm.h's by the special-function unit, whose two instructions are a third of what the
 // polynomial takes: within 4 units in the last place. The unit raises 2 to a power within 2^-22,
 // but the power, -u log2(e), is rounded, an error that counts |u| times; so what was rounded off
 // follows as a factor. No 16-bit type would notice: those do without.
 template <class T>
-__device__ __forceinline__ Sigmoid<float> quick_sigmoid(float u) {
+__device__ __forceinline__ Sigmoid quick_sigmoid(float u) {
     constexpr float kLog2E = 0x1.715476p+0f, kLog2ERest = 0x1.4ae0cp-26f, kLn2 = 0x1.62e43p-1f;
     const float v = ::fmaxf(u, -87.0f);  // or e^-u would be infinite; a NaN returns with u
     const float power = v * -kLog2E;
@@ -29,10 +33,12 @@ template <class T, bool kSilu>
 __device__ __forceinline__ float activated(float u) {
     return kSilu ? u * quick_sigmoid<T>(u).value : u;
 }
-// The gradient before the activation.
+// The gradient before the activation: grad times SiLU's slope, s (1 + u (1 - s)).
 template <class T, bool kSilu>
 __device__ __forceinline__ float through(float grad, float u) {
-    return kSilu ? grad * silu_slope(u, quick_sigmoid<T>(u)) : grad;
+    if constexpr (!kSilu) return grad;
+    const Sigmoid s = quick_sigmoid<T>(u);
+    return grad * (s.value * fma(u, s.rest, 1.0f));
 }
 
 // What the arithmetic of a few neighbouring channels needs; scale = rstd * weight.

@@ -76,6 +76,80 @@ void compare(const char* what, const Plan& plan, std::vector<Tensor> outputs, Ca
     }
 }
 
+// group_norm_silu on as many elements: channels and pixels, neither a multiple of the lanes.
+void compare_group_norm(DType type, bool interleaved, bool silu) {
+    constexpr int64_t kChannels = 51, kPixels = 59, kGroups = 3, kWidth = kChannels / kGroups;
+    static_assert(kChannels * kPixels == kElements, "one image of a Tensor");
+    const auto operand = [&](Tensor& t) -> Operand {
+        if (interleaved) return {t.bytes.data(), type, kElements, 1, kChannels};
+        return {t.bytes.data(), type, kElements, kPixels, 1};
+    };
+    const auto finite = [&] {
+        Tensor t(type, interleaved);
+        if (type != DType::float32) {  // as in its constructor: below 2 in either 16-bit type
+            for (size_t i = 1; i < t.bytes.size(); i += 2) t.bytes[i] &= 0xbf;
+        }
+        return t;
+    };
+    Tensor x = finite(), gradient = finite();
+    std::vector<float> values(2 * kChannels + 4 * kShape.images * kGroups);
+    for (float& v : values) v = static_cast<float>(random_words() % 1000) / 500.0f - 1.0f;
+    GroupNorm a{};
+    a.x = operand(x);
+    a.gradient = operand(gradient);
+    a.shape = {kShape.images, kChannels, kPixels};
+    a.groups = kGroups;
+    a.interleaved = interleaved;
+    a.silu = silu;
+    a.weight = values.data();
+    a.bias = a.weight + kChannels;
+    a.mean = a.bias + kChannels;
+    a.rstd = a.mean + kShape.images * kGroups;
+    a.pull = a.rstd + kShape.images * kGroups;
+    a.tilt = a.pull + kShape.images * kGroups;
+    std::vector<float> columns(static_cast<size_t>(kShape.images * GroupNorm::kColumns * 64));
+    for (float& v : columns) v = static_cast<float>(random_words() % 1000) / 500.0f - 1.0f;
+    a.columns = columns.data();
+    const Plan whole = {{kShape.images, 1, kElements}, false, true, 1, kChunk};
+    compare("group_norm", whole, {Tensor(type, false), Tensor(type, false), Tensor(type, false)},
+            [&](const Kernels& k, int64_t image, int64_t, std::vector<Tensor>& out) {
+                GroupNorm b = a;
+                b.out = operand(out[0]);
+                const Tile all = {image, 0, kChannels, 0, kPixels};
+                k.group_norm.apply(b, all);
+                double sum = 0.0;
+                Moments moments[kChannels];
+                Slopes slopes[kChannels];
+                if (interleaved) {
+                    k.group_norm.moments(b, all, moments);
+                    k.group_norm.slopes(b, all, slopes);
+                    b.out = operand(out[1]);
+                    k.group_norm.dx(b, all);
+                    for (const Moments& m : moments) sum += m.mean + m.square;
+                } else {
+                    for (int64_t g = 0; g < kGroups; ++g) {
+                        const Moments m =
+                            k.group_norm.run_moments(b, image, g, 0, kWidth * kPixels);
+                        const Tile tile = {image, g * kWidth, kWidth, 0, kPixels};
+                        b.out = operand(out[1]);
+                        b.keeps = silu && type == DType::float32;
+                        const Slopes s = k.group_norm.slopes(b, tile, slopes + g * kWidth);
+                        k.group_norm.dx(b, tile);
+                        b.out = operand(out[2]);
+                        b.keeps = false;
+                        k.group_norm.dx(b, tile);
+                        sum += m.mean + m.square + s.plain + s.tilted;
+                    }
+                    // What is kept is what would be found again.
+                    const int64_t size = kElements * size_of(type);
+                    same("group_norm, kept", out[1].bytes.data() + image * size,
+                         out[2].bytes.data() + image * size, static_cast<size_t>(size));
+                }
+                for (const Slopes& s : slopes) sum += s.plain + s.tilted;
+                return sum;
+            });
+}
+
 }  // namespace
 
 int main() {
@@ -85,6 +159,9 @@ int main() {
     const DType floats[] = {DType::float32, DType::float16, DType::bfloat16};
 
     for (const bool cl : {false, true}) {
+        for (const DType type : floats) {
+            for (const bool silu : {false, true}) compare_group_norm(type, cl, silu);
+        }
         const Plan run = {{kShape.images, 1, kElements}, false, true, 1, kChunk};
         const Plan walk = cl ? Plan{kShape, true, false, kShape.channels, kChunk}
                              : Plan{kShape, false, false, kShape.channels, kChunk};

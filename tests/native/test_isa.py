@@ -91,6 +91,13 @@ def everything(dtype: torch.dtype, layout: torch.memory_format) -> list[torch.Te
     results.append(ops["quantize"](delta, original, eps, key, "delta", 0.0, 1.0))
     results.append(ops["quantize"](x, original, eps, None, "image", 0.0, 1.0))
     results.append(ops["image_scale"](x, eps))
+    features = torch.randn(2, 40, 9, 11, generator=generator).to(dtype)
+    features = features.contiguous(memory_format=layout)
+    weight, bias = (torch.randn(40, generator=generator) for _ in range(2))
+    for act in ("silu", None):
+        y, mean, rstd = ops["group_norm_silu"](features, weight, bias, 8, 1e-5, act)
+        args = (y, features, mean, rstd, weight, bias, 8, act, [True] * 3)
+        results += [y, mean, rstd, *ops["group_norm_silu_backward"](*args)]
     return results
 
 

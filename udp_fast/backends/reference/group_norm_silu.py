@@ -38,19 +38,19 @@ def group_norm_silu(
     act: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     f = compute_dtype(x, weight, bias)
-    groups = _grouped(x.to(f), num_groups)
+    kept = torch.float64 if x.dtype == torch.float64 else torch.float32
+    groups = _grouped(x.double(), num_groups)
     count = max(groups.shape[2], 1)  # of no elements the mean and the variance are 0
-    mean = groups.sum(2) / count
-    var = (groups - mean[..., None]).square().sum(2) / count
-    rstd = 1 / (var + eps).sqrt()
-    u = ((groups - mean[..., None]) * rstd[..., None]).reshape(x.shape)
+    mean = groups.sum(2, keepdim=True) / count
+    var = (groups - mean).square().sum(2, keepdim=True) / count
+    mean, rstd = mean.to(kept), (1 / (var + eps).sqrt()).to(kept)
+    u = ((groups.to(f) - mean.to(f)) * rstd.to(f)).reshape(x.shape)
     if weight is not None:
         u = u * _per_channel(weight, u)
     if bias is not None:
         u = u + _per_channel(bias, u)
     y = u if act is None else u * torch.sigmoid(u)
-    kept = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return torch.empty_like(x).copy_(y), mean.to(kept), rstd.to(kept)
+    return torch.empty_like(x).copy_(y), mean[..., 0], rstd[..., 0]
 
 
 def group_norm_silu_backward(
@@ -76,11 +76,13 @@ def group_norm_silu_backward(
     if needs[0]:
         g, hat = _grouped(scale * h, num_groups), _grouped(x_hat, num_groups)
         count = max(hat.shape[2], 1)
-        along_mean, along_hat = (v.sum(2, keepdim=True) / count for v in (g, g * hat))
+        along_mean, along_hat = (
+            (v.double().sum(2, keepdim=True) / count).to(f) for v in (g, g * hat)
+        )
         dx = torch.empty_like(x).copy_((rstd * (g - along_mean - hat * along_hat)).reshape(x.shape))
     others = [d for d in range(x.dim()) if d != 1]
     if needs[1] and weight is not None:
-        dweight = (h * x_hat).sum(others).to(weight.dtype)
+        dweight = (h * x_hat).double().sum(others).to(weight.dtype)
     if needs[2] and bias is not None:
-        dbias = h.sum(others).to(bias.dtype)
+        dbias = h.double().sum(others).to(bias.dtype)
     return dx, dweight, dbias
