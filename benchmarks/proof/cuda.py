@@ -148,13 +148,8 @@ def _group_moments() -> Gate:
     return Gate()
 
 
-@gate("group_norm_silu_backward", "group_terms")
-def _group_terms() -> Gate:
-    return Gate()
-
-
-@gate("group_norm_silu_backward", "parameter_gradients")
-def _parameter_gradients() -> Gate:
+@gate("group_norm_silu_backward", "gradient_terms")
+def _gradient_terms() -> Gate:
     return Gate()
 
 

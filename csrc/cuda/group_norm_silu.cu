@@ -8,12 +8,16 @@
 namespace udp {
 namespace {
 
+struct Sigmoid {
+    float value, rest;  // 1 / (1 + e^-u), and 1 less that without its cancellation
+};
+
 // math/group_norm.h's by the special-function unit, whose two instructions are a third of what the
 // polynomial takes: within 4 units in the last place. The unit raises 2 to a power within 2^-22,
 // but the power, -u log2(e), is rounded, an error that counts |u| times; so what was rounded off
 // follows as a factor. No 16-bit type would notice: those do without.
 template <class T>
-__device__ __forceinline__ Sigmoid<float> quick_sigmoid(float u) {
+__device__ __forceinline__ Sigmoid quick_sigmoid(float u) {
     constexpr float kLog2E = 0x1.715476p+0f, kLog2ERest = 0x1.4ae0cp-26f, kLn2 = 0x1.62e43p-1f;
     const float v = ::fmaxf(u, -87.0f);  // or e^-u would be infinite; a NaN returns with u
     const float power = v * -kLog2E;
@@ -29,10 +33,12 @@ template <class T, bool kSilu>
 __device__ __forceinline__ float activated(float u) {
     return kSilu ? u * quick_sigmoid<T>(u).value : u;
 }
-// The gradient before the activation.
+// The gradient before the activation: grad times SiLU's slope, s (1 + u (1 - s)).
 template <class T, bool kSilu>
 __device__ __forceinline__ float through(float grad, float u) {
-    return kSilu ? grad * silu_slope(u, quick_sigmoid<T>(u)) : grad;
+    if constexpr (!kSilu) return grad;
+    const Sigmoid s = quick_sigmoid<T>(u);
+    return grad * (s.value * fma(u, s.rest, 1.0f));
 }
 
 // What the arithmetic of a few neighbouring channels needs; scale = rstd * weight.
@@ -361,30 +367,28 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-// (pull, tilt) of each group, from the pieces' sums. Weighted as a single element is, so that one
+// Of one group, (pull, tilt) from the pieces' sums. Weighted as a single element is, so that one
 // alone in its group has no gradient at all.
-__global__ void __launch_bounds__(kThreads)
-    group_terms(const Groups groups, const float2* partial, const Normed normed, float2* terms) {
+__device__ inline void terms_of_group(const Groups& groups, const float2* partial,
+                                      const Normed& normed, int64_t g, float2* terms) {
     const uint32_t entries = groups.entries();
     const uint32_t in_image = groups.walk.channels / groups.group;
-    for (int64_t g = blockIdx.x; g < groups.count(); g += gridDim.x) {
-        const int64_t image = g / in_image;
-        const uint32_t channel = static_cast<uint32_t>(g - image * in_image) * groups.group;
-        double sum = 0.0, along = 0.0;
-        for (uint32_t e = threadIdx.x; e < entries; e += kThreads) {
-            const uint32_t c = channel + e / groups.walk.chunks;
-            const double scale = normed.at<1>(image, c).scale[0];
-            const float2 pair = partial[g * entries + e];
-            sum += scale * pair.x;
-            along += scale * pair.y;
-        }
-        sum = block_sum(sum);
-        along = block_sum(along);
-        if (threadIdx.x == 0) {
-            const double r = normed.rstd[g];
-            terms[g] = {static_cast<float>(sum / groups.elements()),
-                        static_cast<float>(r * r * along / groups.elements())};
-        }
+    const int64_t image = g / in_image;
+    const uint32_t channel = static_cast<uint32_t>(g - image * in_image) * groups.group;
+    double sum = 0.0, along = 0.0;
+    for (uint32_t e = threadIdx.x; e < entries; e += kThreads) {
+        const uint32_t c = channel + e / groups.walk.chunks;
+        const double scale = normed.at<1>(image, c).scale[0];
+        const float2 pair = partial[g * entries + e];
+        sum += scale * pair.x;
+        along += scale * pair.y;
+    }
+    sum = block_sum(sum);
+    along = block_sum(along);
+    if (threadIdx.x == 0) {
+        const double r = normed.rstd[g];
+        terms[g] = {static_cast<float>(sum / groups.elements()),
+                    static_cast<float>(r * r * along / groups.elements())};
     }
 }
 
@@ -396,26 +400,38 @@ __device__ inline void store_channel(const Vector& to, uint32_t channel, double 
     });
 }
 
-// dweight and dbias: the pieces' sums over all images.
-__global__ void __launch_bounds__(kThreads)
-    parameter_gradients(const Groups groups, const float2* partial, const float* rstd,
-                        Vector dweight, Vector dbias) {
+// Of one channel, the gradients of its weight and bias: the pieces' sums over all images.
+__device__ inline void gradients_of_channel(const Groups& groups, const float2* partial,
+                                            const float* rstd, uint32_t c, const Vector& dweight,
+                                            const Vector& dbias) {
     const uint32_t channels = groups.walk.channels, chunks = groups.walk.chunks;
-    for (uint32_t c = blockIdx.x; c < channels; c += gridDim.x) {
-        double sum = 0.0, along = 0.0;
-        for (int64_t image = threadIdx.x / 4; image < groups.walk.images; image += kThreads / 4) {
-            const double r = rstd[image * (channels / groups.group) + c / groups.group];
-            const float2* pairs = partial + (image * channels + c) * chunks;
-            for (uint32_t chunk = threadIdx.x % 4; chunk < chunks; chunk += 4) {
-                sum += pairs[chunk].x;
-                along += r * pairs[chunk].y;
-            }
+    double sum = 0.0, along = 0.0;
+    for (int64_t image = threadIdx.x / 4; image < groups.walk.images; image += kThreads / 4) {
+        const double r = rstd[image * (channels / groups.group) + c / groups.group];
+        const float2* pairs = partial + (image * channels + c) * chunks;
+        for (uint32_t chunk = threadIdx.x % 4; chunk < chunks; chunk += 4) {
+            sum += pairs[chunk].x;
+            along += r * pairs[chunk].y;
         }
-        sum = block_sum(sum);
-        along = block_sum(along);
-        if (threadIdx.x == 0) {
-            store_channel(dweight, c, along);
-            store_channel(dbias, c, sum);
+    }
+    sum = block_sum(sum);
+    along = block_sum(along);
+    if (threadIdx.x == 0) {
+        store_channel(dweight, c, along);
+        store_channel(dbias, c, sum);
+    }
+}
+
+// A block a group, of which there are `of_groups` (0: dx is not wanted), then a block a channel.
+__global__ void __launch_bounds__(kThreads)
+    gradient_terms(const Groups groups, const float2* partial, const Normed normed,
+                   int64_t of_groups, int64_t blocks, float2* terms, Vector dweight, Vector dbias) {
+    for (int64_t b = blockIdx.x; b < blocks; b += gridDim.x) {
+        if (b < of_groups) {
+            terms_of_group(groups, partial, normed, b, terms);
+        } else {
+            gradients_of_channel(groups, partial, normed.rstd, static_cast<uint32_t>(b - of_groups),
+                                 dweight, dbias);
         }
     }
 }
@@ -510,7 +526,7 @@ int udp_group_norm_silu_backward(const udp::Shape* shape, int64_t groups,
         constexpr int kC = decltype(per_thread)::value;
         const Channels walk = walk_channels(*shape, kC == 1, kWide<T>);
         const Groups finish{walk, static_cast<uint32_t>(shape->channels / groups)};
-        float2* terms = static_cast<float2*>(workspace);  // fewer than there are partial sums
+        float2* terms = static_cast<float2*>(workspace);
         float2* partial = terms + shape->images * groups;
         const Normed norm{mean,           rstd,          value_of(weight),
                           value_of(bias), walk.channels, finish.group};
@@ -521,15 +537,12 @@ int udp_group_norm_silu_backward(const udp::Shape* shape, int64_t groups,
                                      stream);
         if (error != cudaSuccess) return error;
         const Vector of_weight = value_of(dweight), of_bias = value_of(dbias);
-        if (of_weight.data != nullptr || of_bias.data != nullptr) {
-            error = launch_over<parameter_gradients>(shape->channels, 1, kThreads, stream, finish,
-                                                     partial, rstd, of_weight, of_bias);
-            if (error != cudaSuccess) return error;
-        }
-        if (!present(dx)) return cudaSuccess;
-        error = launch_over<group_terms>(shape->images * groups, 1, kThreads, stream, finish,
-                                         partial, norm, terms);
-        if (error != cudaSuccess) return error;
+        const bool parameters = of_weight.data != nullptr || of_bias.data != nullptr;
+        const int64_t of_groups = present(dx) ? shape->images * groups : 0;
+        const int64_t blocks = of_groups + (parameters ? shape->channels : 0);
+        error = launch_over<gradient_terms>(blocks, 1, kThreads, stream, finish, partial, norm,
+                                            of_groups, blocks, terms, of_weight, of_bias);
+        if (error != cudaSuccess || !present(dx)) return error;
         return silu != 0
                    ? run_channels(walk, Gradient<T, kC, true>{norm, *gradient, *x, *dx, terms},
                                   stream)

@@ -1,8 +1,7 @@
 """group_norm_silu on csrc/cuda: sums over pieces of channels, over groups, then the result.
 
-Forward is three launches, backward three for dx, two for the gradients of the weights alone, and four
-for all. What is neither contiguous nor channels last is copied first, and so is a gradient that lies
-in another order than x.
+Forward is three launches; backward is three, or two where dx is not wanted. What is neither contiguous
+nor channels last is copied first, and so is a gradient that lies in another order than x.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..cpu.native import DTYPES as DTYPES
+from ..cpu.native import Operand as Operand
 from ..cpu.native import deliver as deliver
 from ..cpu.native import image_shape as image_shape
 from ..cpu.native import operand as operand

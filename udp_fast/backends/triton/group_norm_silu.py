@@ -7,10 +7,11 @@ channels. Either way what belongs to a channel is loaded before the loop.
 
 Partial results are [N, C, pieces], so that a group's are neighbours. How an image is cut depends on its
 shape alone; threads are folded by an explicit tree, in an order that no layout of the compiler's
-changes.
+changes. Forward is three launches; backward is three, or two where dx is not wanted.
 """
 
-# ruff: noqa: RET505 - Triton compiles what follows an early return of a constant branch
+# ruff: noqa: RET505, SIM102 - Triton compiles what follows an early return of a constant branch, and
+# both conditions where one is constant
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -37,10 +38,10 @@ TILE = tl.constexpr(DEFAULT[0])
 def sigmoid(u, EXACT: tl.constexpr):
     """(1 / (1 + e^-u), the rest to 1); see csrc/cuda/group_norm_silu.cu."""
     v = tl.maximum(u, -87.0)
-    power = v * -1.44269502162933349609375
-    e = exp2(power)
+    e = exp2(v * -1.44269502162933349609375)
     if EXACT:
-        rest = fma(v, -1.925963033500011e-08, fma(v, -1.44269502162933349609375, 0.0 - power))
+        power = v * 1.44269502162933349609375
+        rest = fma(v, -1.925963033500011e-08, fma(v, -1.44269502162933349609375, power))
         e = fma(e * 0.693147182464599609375, rest, e)
     s = reciprocal(1.0 + e)
     return s, e * s
@@ -60,7 +61,7 @@ def _through(grad, u, SILU: tl.constexpr, EXACT: tl.constexpr):
     """The gradient before the activation."""
     if SILU:
         s, rest = sigmoid(u, EXACT)
-        return grad * (s * fma(u, rest, 1.0))
+        return product(grad, s * fma(u, rest, 1.0))
     else:
         return grad
 
@@ -503,29 +504,29 @@ def group_moments_kernel(
 
 
 @triton.jit
-def group_terms_kernel(
-    partials,  # *float32 [2, N, C, chunks]
+def _terms_of_group(
+    g,
+    partials,
     count,
-    rstd,  # *float32 [N, groups]
-    weight,  # *float [C] or None
-    terms,  # *float32 [2, N, groups]
-    total_groups,  # N * groups
-    groups,  # of an image
+    rstd,
+    weight,
+    terms,
+    of_groups,
+    groups,
     group,
-    entries,
     elements,
     channels,
     chunks,
-    BLOCK: tl.constexpr = 256,
+    BLOCK: tl.constexpr,
 ):
     """Weighted as a single element is, so that one alone in its group has no gradient at all."""
-    program = tl.program_id(0)
-    partials += program.to(tl.int64) * entries
-    channel = program % groups * group
+    entries = group * chunks
+    partials += g.to(tl.int64) * entries
+    channel = g % groups * group
     e = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float64)
     along = tl.zeros([BLOCK], tl.float64)
-    r = tl.load(rstd + program)
+    r = tl.load(rstd + g)
     for first in range(0, entries, BLOCK):
         i = first + e
         scale = (r * _of_channels(weight, channel + i // chunks, channels, 1.0)).to(tl.float64)
@@ -535,30 +536,30 @@ def group_terms_kernel(
         along += scale * hd
     elements = tl.cast(elements, tl.float64)
     r = r.to(tl.float64)
-    tl.store(terms + program, (tl.sum(total) / elements).to(tl.float32))
-    tl.store(terms + total_groups + program, (r * r * tl.sum(along) / elements).to(tl.float32))
+    tl.store(terms + g, (tl.sum(total) / elements).to(tl.float32))
+    tl.store(terms + of_groups + g, (r * r * tl.sum(along) / elements).to(tl.float32))
 
 
 @triton.jit
-def parameter_gradients_kernel(
-    partials,  # *float32 [2, N, C, chunks]
+def _gradients_of_channel(
+    channel,
+    partials,
     count,
-    rstd,  # *float32 [N, groups]
-    dweight,  # *float [C] or None
+    rstd,
+    dweight,
     dbias,
-    entries,  # of a channel: N * chunks
+    images,
     group,
     channels,
     chunks,
-    BLOCK: tl.constexpr = 256,
+    BLOCK: tl.constexpr,
 ):
-    channel = tl.program_id(0)
     e = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float64)
     along = tl.zeros([BLOCK], tl.float64)
-    for first in range(0, entries, BLOCK):
+    for first in range(0, images * chunks, BLOCK):
         i = first + e
-        there = i < entries
+        there = i < images * chunks
         image = (i // chunks).to(tl.int64)
         place = (image * channels + channel) * chunks + i % chunks
         r = tl.load(rstd + image * (channels // group) + channel // group, mask=there, other=0.0)
@@ -571,6 +572,59 @@ def parameter_gradients_kernel(
     if dbias is not None:
         of_bias = tl.sum(total).to(tl.float32)
         tl.store(dbias + channel, narrow(of_bias, dbias.dtype.element_ty))
+
+
+@triton.jit
+def gradient_terms_kernel(
+    partials,  # *float32 [2, N, C, chunks]
+    count,
+    rstd,  # *float32 [N, groups]
+    weight,  # *float [C] or None
+    terms,  # *float32 [2, N, groups], or None
+    dweight,  # *float [C] or None
+    dbias,
+    images,
+    of_groups,  # programs for a group each, the first; then for a channel each
+    groups,  # of an image
+    group,
+    elements,
+    channels,
+    chunks,
+    BLOCK: tl.constexpr = 256,
+):
+    program = tl.program_id(0)
+    if terms is not None:
+        if program < of_groups:
+            _terms_of_group(
+                program,
+                partials,
+                count,
+                rstd,
+                weight,
+                terms,
+                of_groups,
+                groups,
+                group,
+                elements,
+                channels,
+                chunks,
+                BLOCK,
+            )
+    if dweight is not None or dbias is not None:
+        if program >= of_groups:
+            _gradients_of_channel(
+                program - of_groups,
+                partials,
+                count,
+                rstd,
+                dweight,
+                dbias,
+                images,
+                group,
+                channels,
+                chunks,
+                BLOCK,
+            )
 
 
 # --- starting them --------------------------------------------------------------------------------
@@ -756,40 +810,29 @@ def _differentiate(
         SILU=silu,
         **form,
     )
-    if dweight is not None or dbias is not None:
-        launch_sums(
-            parameter_gradients_kernel,
-            channels,
-            partials,
-            count,
-            rstd,
-            dweight,
-            dbias,
-            images * way.chunks,
-            group,
-            channels,
-            way.chunks,
-        )
-    if dx is None:
-        return
-    written = dx if read is x else torch.empty_like(read)
-    terms = x.new_empty((2 * groups,), dtype=torch.float32)
+    of_groups = groups if dx is not None else 0
+    terms = None if dx is None else x.new_empty((2 * groups,), dtype=torch.float32)
     launch_sums(
-        group_terms_kernel,
-        groups,
+        gradient_terms_kernel,
+        of_groups + (0 if dweight is None and dbias is None else channels),
         partials,
         count,
         rstd,
         weight,
         terms,
-        groups,
+        dweight,
+        dbias,
+        images,
+        of_groups,
         num_groups,
         group,
-        group * way.chunks,
         group * pixels,
         channels,
         way.chunks,
     )
+    if dx is None:
+        return
+    written = dx if read is x else torch.empty_like(read)
     launch(
         input_gradient_kernel,
         programs,
