@@ -485,6 +485,20 @@ def test_explain_says_who_and_why():
     assert "not measured to be faster" in str(said.backward)
 
 
+def test_small_calls_go_to_torch():
+    said = explain("attention", *operands((1, 1, 8, 8, 16))[:3])
+    assert said.chosen == "sdpa"
+
+
+def test_every_row_of_the_table_is_a_gain_and_is_reached():
+    for row in preference.MEASURED:
+        assert row.ratio > 1
+        head = row.largest_head
+        key = (row.op, row.gradients, row.isa, row.dtype)
+        assert preference._measured(*key, head) is row
+        assert preference._measured(*key, head + 1) is None
+
+
 @needs_native
 def test_what_is_not_in_the_table_goes_to_torch(monkeypatch):
     monkeypatch.setattr(preference, "MEASURED", ())
