@@ -300,16 +300,17 @@ void apply(const GroupNorm& a, const Tile& tile) {
 
 // --- slopes --------------------------------------------------------------------------------------
 
-// kept: where to leave h, one channel of tile.pixels after the other; or null.
 template <class T, bool kSilu, bool kKeep>
-Slopes slopes_planar(const GroupNorm& a, const Tile& tile, Slopes* channels, float* kept) {
+Slopes slopes_planar(const GroupNorm& a, const Tile& tile, Slopes* channels) {
     F plain(0.0f), tilted(0.0f);
     for (int64_t c = 0; c < tile.channels; ++c) {
         const T* x = element<T>(a.x, tile.image, tile.channel + c, tile.pixel);
         const T* g = element<T>(a.gradient, tile.image, tile.channel + c, tile.pixel);
         const Channel channel = channel_at(a, tile.image, tile.channel + c, false);
         F sum(0.0f), product(0.0f);
-        float* keep = kept + c * tile.pixels;
+        float* keep = kKeep
+                          ? element_to_write<float>(a.out, tile.image, tile.channel + c, tile.pixel)
+                          : nullptr;
         for_lanes(tile.pixels, [=, &sum, &product](int64_t i, auto lanes) {
             const F distance = load(x + i, lanes) - channel.mean;
             const F h = slope_of<kSilu>(distance, load(g + i, lanes), channel);
@@ -368,45 +369,39 @@ void slopes_interleaved(const GroupNorm& a, const Tile& whole, Slopes* channels)
     }
 }
 
-Slopes slopes(const GroupNorm& a, const Tile& tile, Slopes* channels, float* kept) {
+Slopes slopes(const GroupNorm& a, const Tile& tile, Slopes* channels) {
+    if (a.keeps) return slopes_planar<float, true, true>(a, tile, channels);
     Slopes found{};
     specialised(a, [&](auto* type, auto silu) {
         using T = typename std::remove_pointer<decltype(type)>::type;
         constexpr bool kSilu = decltype(silu)::value;
         if (a.interleaved) {
             slopes_interleaved<T, kSilu>(a, tile, channels);
-        } else if (kSilu && kept != nullptr) {
-            found = slopes_planar<T, true, true>(a, tile, channels, kept);
         } else {
-            found = slopes_planar<T, kSilu, false>(a, tile, channels, nullptr);
+            found = slopes_planar<T, kSilu, false>(a, tile, channels);
         }
     });
     return found;
 }
 
-// dx where `slopes` has left h.
-template <class T>
-void dx_planar_kept(const GroupNorm& a, const Tile& tile, const float* kept) {
-    for (int64_t c = 0; c < tile.channels; ++c, kept += tile.pixels) {
-        const T* x = element<T>(a.x, tile.image, tile.channel + c, tile.pixel);
-        T* y = element_to_write<T>(a.out, tile.image, tile.channel + c, tile.pixel);
-        const Channel channel = channel_at(a, tile.image, tile.channel + c, true);
-        const bool stream = a.stream && aligned(y);
+void dx_from_kept(const GroupNorm& a, const Tile& tile) {
+    for (int64_t c = tile.channel; c < tile.channel + tile.channels; ++c) {
+        const float* x = element<float>(a.x, tile.image, c, tile.pixel);
+        float* y = element_to_write<float>(a.out, tile.image, c, tile.pixel);
+        const Channel channel = channel_at(a, tile.image, c, true);
         for_lanes(tile.pixels, [=](int64_t i, auto lanes) {
-            const F distance = load(x + i, lanes) - channel.mean;
-            store(y + i,
-                  group_norm_dx(load(kept + i, lanes), distance, channel.scale, channel.pull,
-                                channel.tilt),
-                  lanes, stream);
+            const F h = load(y + i, lanes), distance = load(x + i, lanes) - channel.mean;
+            store(y + i, group_norm_dx(h, distance, channel.scale, channel.pull, channel.tilt),
+                  lanes, false);
         });
     }
 }
 
-void dx(const GroupNorm& a, const Tile& tile, const float* kept) {
+void dx(const GroupNorm& a, const Tile& tile) {
+    if (a.keeps) return dx_from_kept(a, tile);
     specialised(a, [&](auto* type, auto silu) {
         using T = typename std::remove_pointer<decltype(type)>::type;
         constexpr bool kSilu = decltype(silu)::value;
-        if (kSilu && kept != nullptr) return dx_planar_kept<T>(a, tile, kept);
         over<T, true>(a, tile, [](F x, F g, const Channel& c) { return dx_of<kSilu>(x, g, c); });
     });
     if (a.stream) stream_fence();

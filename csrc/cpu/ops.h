@@ -194,6 +194,9 @@ struct GroupNorm {
     Shape shape;
     int64_t groups;
     bool interleaved, silu, stream;
+    // Planar, float32, with a SiLU: `slopes` leaves h = dL/du in `out` for `dx`, which then needs
+    // no second exponential.
+    bool keeps;
     const float *weight, *bias;  // [channels]; null: one and zero
     const float *mean, *rstd;    // [images, groups]
     const float *pull, *tilt;    // [images, groups], see ../math/group_norm.h
@@ -230,10 +233,9 @@ struct GroupNormKernels {
     void (*moments)(const GroupNorm&, const Tile&, Moments*);
     void (*apply)(const GroupNorm&, const Tile&);
     // Planar: of channels of one group, the sum over them weighted by their scales. Either layout,
-    // the interleaved one at most kPixelPiece pixels: by channel, unless `channels` is null. Planar
-    // with a SiLU, h is left in `kept`, unless null, for dx of the same tile to find.
-    Slopes (*slopes)(const GroupNorm&, const Tile&, Slopes* channels, float* kept);
-    void (*dx)(const GroupNorm&, const Tile&, const float* kept);
+    // the interleaved one at most kPixelPiece pixels: by channel, unless `channels` is null.
+    Slopes (*slopes)(const GroupNorm&, const Tile&, Slopes* channels);
+    void (*dx)(const GroupNorm&, const Tile&);
 };
 
 // Each function serves one chunk of one image, or one item of one head with floats to work in.

@@ -5,9 +5,9 @@
 
 namespace udp {
 
-// 1 / (1 + e^-u), within 4 units in the last place. From |u| = 87 on it stays at its values there,
-// 1 and 1.6e-38, so neither the power nor the quotient leaves the normal numbers. A NaN passes
-// through.
+// 1 / (1 + e^-u), within 4 units in the last place for |u| <= 16 and 7 beyond. From |u| = 87 on it
+// stays at its values there, 1 and 1.6e-38, so neither the power nor the quotient leaves the normal
+// numbers. A NaN passes through.
 template <class F, class U>
 UDP_HD F sigmoid(F u) {
     const F v = at_most(at_least(u, F(-87.0f)), F(87.0f));

@@ -123,10 +123,18 @@ torch.library.register_autograd("udp_fast::group_norm_silu_backward", _backward_
 
 
 class _Eager(torch.autograd.Function):
-    """The same rule without torch.library's dispatch, which costs a small latent more than the op."""
+    """The same rule without torch.library's dispatch, which costs a small latent more than the op.
 
-    forward = staticmethod(_group_norm_silu)
-    setup_context = staticmethod(_setup_context)
+    In the older form, whose context comes first: with a separate `setup_context` torch binds the
+    arguments to forward's signature, which takes as long as the rest of the call.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        output = _group_norm_silu(*args)
+        _setup_context(ctx, args, output)
+        return output
+
     backward = staticmethod(_backward)
 
 

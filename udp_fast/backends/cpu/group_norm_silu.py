@@ -69,7 +69,9 @@ def _output(x: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
 
 
 def _floats(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.detach().to(torch.float32).contiguous()
+    if value is None or (value.dtype == torch.float32 and value.is_contiguous()):
+        return value
+    return value.detach().to(torch.float32).contiguous()
 
 
 def _address(value: Tensor | None) -> int:
@@ -121,8 +123,8 @@ def group_norm_silu_backward(
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     needed = [n and v is not None for n, v in zip(needs, (x, weight, bias), strict=True)]
-    sums = [torch.zeros(x.shape[1] if n else 0) for n in needed[1:]]
-    dx = x.new_empty((0,))
+    sums = [torch.zeros(x.shape[1]) if n else torch.empty(0) for n in needed[1:]]
+    dx = torch.empty(0, dtype=x.dtype)
     if x.numel() == 0:
         dx = torch.empty_like(x) if needed[0] else dx
     elif any(needed):
