@@ -11,6 +11,7 @@ or puts one before its first table.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import statistics
 import sys
@@ -304,8 +305,11 @@ def main() -> int:
     from . import __main__ as ops
 
     torch.set_num_threads(options.threads)
-    about = ", ".join(f"{key} {value}" for key, value in ops.machine().items())
     before, after, out, grad = measure(options.size, options.rounds)
+    # The processes that wanted a core in the last minutes, these threads among them: with more of
+    # them than cores, times say little.
+    facts = {**ops.machine(), "load": round(os.getloadavg()[1], 1)}
+    about = ", ".join(f"{key} {value}" for key, value in facts.items())
     text, missed = section(options.size, before, after, out, grad, about)
     print(text)
     if options.write is not None:
