@@ -45,6 +45,26 @@ enum class Step : int { sign, l2, raw };
 enum class Norm : int { linf, l2 };
 enum class Target : int { given, epsilon, velocity, sample, flow };
 
+// A tensor [batch, heads, rows, dim] of 16-bit floats: strides in elements, multiples of 8, the last
+// dimension's is 1; data is aligned to 16 bytes. A row's stride is less than 2^30.
+struct Heads {
+    void* data;
+    int64_t batch, head, row;
+};
+
+// Added to the scaled scores of all queries; data is null where there is none. Strides may be 0.
+struct KeyBias {
+    const float* data;
+    int64_t batch, head, key;
+};
+
+// All > 0, batch * heads < 2^31; dim: of 40, 64, 80, 128, 160. type: float16 or bfloat16.
+struct AttentionShape {
+    int32_t batch, heads, queries, keys, dim;
+    DType type;
+    float scale;
+};
+
 // One of the images of `udp_pgd_step_multi`: `elements` in any one dense order, the same for all.
 struct Image {
     void *delta, *adversarial;
@@ -91,4 +111,9 @@ int udp_quantize(const udp::Shape* shape, const udp::Tensor* value, const udp::T
 
 int udp_image_scale(const udp::Shape* shape, const udp::Tensor* x, const udp::PerImage* scale,
                     const udp::Tensor* out, void* stream);
+
+// At most 128 keys: the gradient of q from q, k, v and that of the output alone.
+int udp_attention_one_tile(const udp::AttentionShape* shape, const udp::Heads* grad_out,
+                           const udp::Heads* q, const udp::Heads* k, const udp::Heads* v,
+                           const udp::KeyBias* bias, const udp::Heads* dq, void* stream);
 }
