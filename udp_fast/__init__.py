@@ -14,15 +14,17 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .engine.api import protect
     from .explain import explain
+    from .ops.attention import attention
     from .ops.budget import Budget
 
 _LAZY = {
     "Budget": "udp_fast.ops.budget",
+    "attention": "udp_fast.ops.attention",
     "explain": "udp_fast.explain",
     "protect": "udp_fast.engine.api",
 }
 
-__all__ = ["Budget", "__version__", "explain", "protect"]
+__all__ = ["Budget", "__version__", "attention", "explain", "protect"]
 
 
 def __getattr__(name: str) -> Any:

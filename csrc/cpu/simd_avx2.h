@@ -271,6 +271,62 @@ UDP_HD void interleave4(const F (&w)[4], float* out) {
     interleave4(w[0].hi, w[1].hi, w[2].hi, w[3].hi, out + 32);
 }
 
+// --- for matrix products -------------------------------------------------------------------------
+
+constexpr int kRegisters = 16, kRegistersOfF = 2;
+
+struct Half {
+    __m256 v;
+    Half() = default;
+    Half(__m256 a) : v(a) {}
+    explicit Half(float a) : v(_mm256_set1_ps(a)) {}
+};
+UDP_HD Half fma(Half a, Half b, Half c) {
+    return _mm256_fmadd_ps(a.v, b.v, c.v);
+}
+UDP_HD Half load8(const float* p) {
+    return _mm256_loadu_ps(p);
+}
+UDP_HD void store8(float* p, Half a) {
+    _mm256_storeu_ps(p, a.v);
+}
+
+UDP_HD void transpose8(__m256& a, __m256& b, __m256& c, __m256& d, __m256& e, __m256& f, __m256& g,
+                       __m256& h) {
+    const __m256 ab_lo = _mm256_unpacklo_ps(a, b), ab_hi = _mm256_unpackhi_ps(a, b);
+    const __m256 cd_lo = _mm256_unpacklo_ps(c, d), cd_hi = _mm256_unpackhi_ps(c, d);
+    const __m256 ef_lo = _mm256_unpacklo_ps(e, f), ef_hi = _mm256_unpackhi_ps(e, f);
+    const __m256 gh_lo = _mm256_unpacklo_ps(g, h), gh_hi = _mm256_unpackhi_ps(g, h);
+    // Columns k and 4 + k of the first four rows, and of the last four.
+    const __m256 first[4] = {
+        _mm256_shuffle_ps(ab_lo, cd_lo, 0x44), _mm256_shuffle_ps(ab_lo, cd_lo, 0xee),
+        _mm256_shuffle_ps(ab_hi, cd_hi, 0x44), _mm256_shuffle_ps(ab_hi, cd_hi, 0xee)};
+    const __m256 last[4] = {
+        _mm256_shuffle_ps(ef_lo, gh_lo, 0x44), _mm256_shuffle_ps(ef_lo, gh_lo, 0xee),
+        _mm256_shuffle_ps(ef_hi, gh_hi, 0x44), _mm256_shuffle_ps(ef_hi, gh_hi, 0xee)};
+    a = _mm256_permute2f128_ps(first[0], last[0], 0x20);
+    b = _mm256_permute2f128_ps(first[1], last[1], 0x20);
+    c = _mm256_permute2f128_ps(first[2], last[2], 0x20);
+    d = _mm256_permute2f128_ps(first[3], last[3], 0x20);
+    e = _mm256_permute2f128_ps(first[0], last[0], 0x31);
+    f = _mm256_permute2f128_ps(first[1], last[1], 0x31);
+    g = _mm256_permute2f128_ps(first[2], last[2], 0x31);
+    h = _mm256_permute2f128_ps(first[3], last[3], 0x31);
+}
+UDP_HD void transpose16(F (&r)[16]) {
+    for (int i = 0; i < 16; i += 8) {
+        transpose8(r[i].lo, r[i + 1].lo, r[i + 2].lo, r[i + 3].lo, r[i + 4].lo, r[i + 5].lo,
+                   r[i + 6].lo, r[i + 7].lo);
+        transpose8(r[i].hi, r[i + 1].hi, r[i + 2].hi, r[i + 3].hi, r[i + 4].hi, r[i + 5].hi,
+                   r[i + 6].hi, r[i + 7].hi);
+    }
+    for (int i = 0; i < 8; ++i) {
+        const __m256 upper_right = r[i].hi;
+        r[i].hi = r[8 + i].lo;
+        r[8 + i].lo = upper_right;
+    }
+}
+
 }  // namespace
 }  // namespace UDP_ISA
 }  // namespace udp

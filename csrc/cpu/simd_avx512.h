@@ -279,6 +279,52 @@ UDP_HD void interleave4(const F (&w)[4], float* out) {
     _mm512_storeu_ps(out + 48, _mm512_shuffle_ps(ab_hi, cd_hi, 0xee));
 }
 
+// --- for matrix products -------------------------------------------------------------------------
+
+constexpr int kRegisters = 32, kRegistersOfF = 1;
+
+struct Half {
+    __m256 v;
+    Half() = default;
+    Half(__m256 a) : v(a) {}
+    explicit Half(float a) : v(_mm256_set1_ps(a)) {}
+};
+UDP_HD Half fma(Half a, Half b, Half c) {
+    return _mm256_fmadd_ps(a.v, b.v, c.v);
+}
+UDP_HD Half load8(const float* p) {
+    return _mm256_loadu_ps(p);
+}
+UDP_HD void store8(float* p, Half a) {
+    _mm256_storeu_ps(p, a.v);
+}
+
+UDP_HD void transpose16(F (&r)[16]) {
+    F t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps(r[i].v, r[i + 1].v);
+        t[i + 1] = _mm512_unpackhi_ps(r[i].v, r[i + 1].v);
+    }
+    // r[4 * j + k]: of each 128-bit quarter l, column 4 * l + k of rows 4 * j .. 4 * j + 3.
+    for (int j = 0; j < 16; j += 4) {
+        r[j] = _mm512_shuffle_ps(t[j].v, t[j + 2].v, 0x44);
+        r[j + 1] = _mm512_shuffle_ps(t[j].v, t[j + 2].v, 0xee);
+        r[j + 2] = _mm512_shuffle_ps(t[j + 1].v, t[j + 3].v, 0x44);
+        r[j + 3] = _mm512_shuffle_ps(t[j + 1].v, t[j + 3].v, 0xee);
+    }
+    for (int k = 0; k < 4; ++k) {  // the quarters of r[k], r[4 + k], r[8 + k] and r[12 + k]
+        const __m512 even_lo = _mm512_shuffle_f32x4(r[k].v, r[4 + k].v, 0x88);
+        const __m512 odd_lo = _mm512_shuffle_f32x4(r[k].v, r[4 + k].v, 0xdd);
+        const __m512 even_hi = _mm512_shuffle_f32x4(r[8 + k].v, r[12 + k].v, 0x88);
+        const __m512 odd_hi = _mm512_shuffle_f32x4(r[8 + k].v, r[12 + k].v, 0xdd);
+        t[k] = _mm512_shuffle_f32x4(even_lo, even_hi, 0x88);
+        t[4 + k] = _mm512_shuffle_f32x4(odd_lo, odd_hi, 0x88);
+        t[8 + k] = _mm512_shuffle_f32x4(even_lo, even_hi, 0xdd);
+        t[12 + k] = _mm512_shuffle_f32x4(odd_lo, odd_hi, 0xdd);
+    }
+    for (int i = 0; i < 16; ++i) r[i] = t[i];
+}
+
 }  // namespace
 }  // namespace UDP_ISA
 }  // namespace udp

@@ -19,6 +19,8 @@ from .registry import Backend
 
 #: Op of torch.library -> op of the backends.
 OPS = {
+    "attention": "attention",
+    "attention_backward": "attention_backward",
     "denoising_loss": "denoising_loss",
     "image_scale": "image_scale",
     "pgd_step": "pgd_step_",

@@ -4,6 +4,7 @@ The formulas in code are in `udp_fast.backends.reference`, one file of the same 
 """
 
 from ..backends import trace
+from .attention import attention
 from .budget import Budget
 from .denoising_loss import accumulate_timesteps_, denoising_loss
 from .image_scale import image_scale
@@ -22,6 +23,7 @@ __all__ = [
     "PGDStepMulti",
     "Stream",
     "accumulate_timesteps_",
+    "attention",
     "denoising_loss",
     "image_id",
     "image_scale",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..registry import Backend
+from .attention import attention, attention_backward
 from .denoising_loss import denoising_loss
 from .image_scale import image_scale
 from .pgd_step import pgd_step_
@@ -20,6 +21,8 @@ def _not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
 BACKEND = Backend(
     name="reference",
     ops={
+        "attention": attention,
+        "attention_backward": attention_backward,
         "denoising_loss": denoising_loss,
         "image_scale": image_scale,
         "pgd_step_": pgd_step_,

@@ -1,0 +1,262 @@
+"""attention: softmax(q kᵀ · scale + bias) v, and a backward that computes only the gradients asked for.
+
+    S = scale · q kᵀ + bias,   P = softmax(S) over the keys,   out = P v
+
+and backward, with dO the gradient of out (Dao et al. 2022, "FlashAttention", appendix B):
+
+    dP = dO vᵀ,   δ_i = Σ_j P_ij dP_ij,   dS = P ∘ (dP − δ)
+    dq = scale · dS k,   dk = scale · dSᵀ q,   dv = Pᵀ dO
+
+Protection differentiates with respect to the image. Where the keys come from a text they depend on
+no image, so dq alone is wanted: three products (q kᵀ, dO vᵀ, dS k) in place of five, and where all
+keys fit one tile (`ONE_TILE`) nothing is saved but q, k and v, for a row's softmax and δ are formed
+again from what the kernel holds anyway. Otherwise P is formed again from the saved logarithm of
+each row's sum of exponentials, lse_i = log Σ_j exp S_ij, and δ_i = Σ_d dO_id out_id.
+
+A row whose keys are all masked attends to nothing: out 0, lse −inf, zero gradients. Sums are taken in
+float32 in an order that depends on the shapes alone, without atomics.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends import dispatch
+from . import validation as check
+
+#: Up to so many keys a backward for dq alone gets neither out nor lse.
+ONE_TILE = 128
+
+Needs = tuple[bool, bool, bool]
+
+# bias: 4-D, each dimension that of the scores or 1. lse: float32 (float64 of float64 operands)
+# [B, H, N], natural logarithm; size 0 where it is not asked for. out has q's order of strides.
+torch.library.define(
+    "udp_fast::attention",
+    "(Tensor q, Tensor k, Tensor v, Tensor? bias, float scale, bool need_lse)"
+    " -> (Tensor out, Tensor lse)",
+)
+# out and lse are absent only where needs is dq alone and there are at most ONE_TILE keys. dq, dk, dv
+# have the strides' order of q, k, v; size 0 where not needed.
+torch.library.define(
+    "udp_fast::attention_backward",
+    "(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? out, Tensor? lse,"
+    " float scale, bool[3] needs) -> (Tensor dq, Tensor dk, Tensor dv)",
+)
+
+
+def _attention(*args: Any) -> tuple[Tensor, Tensor]:
+    out, lse = dispatch.call("attention", *args)
+    return out, lse
+
+
+def _attention_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = dispatch.call("attention_backward", *args)
+    return dq, dk, dv
+
+
+torch.library.impl("udp_fast::attention", "CompositeExplicitAutograd", _attention)
+torch.library.impl("udp_fast::attention_backward", "CompositeExplicitAutograd", _attention_backward)
+
+
+def _fake(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, need_lse: bool
+) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return torch.empty_like(q), q.new_empty(q.shape[:3] if need_lse else (0,), dtype=dtype)
+
+
+def _fake_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *args: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = (
+        torch.empty_like(x) if needed else x.new_empty((0,))
+        for x, needed in zip((q, k, v), args[-1], strict=True)
+    )
+    return dq, dk, dv
+
+
+torch.library.register_fake("udp_fast::attention", _fake)
+torch.library.register_fake("udp_fast::attention_backward", _fake_backward)
+
+
+def _recomputes(needs: Sequence[bool], keys: int) -> bool:
+    """Whether the backward needs neither out nor lse."""
+    return keys <= ONE_TILE and not (needs[1] or needs[2])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    q, k, v, bias, ctx.scale, ctx.has_lse = inputs
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, bias, *((out, lse) if ctx.has_lse else ()))
+
+
+def _backward(ctx: Any, grad_out: Tensor | None, _grad_lse: Tensor | None) -> tuple[Any, ...]:
+    if grad_out is None:
+        return None, None, None, None, None, None
+    q, k, v, bias, *rest = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:3])
+    if ctx.needs_input_grad[3]:
+        raise NotImplementedError("attention: bias: requires grad, which attention does not give")
+    compute: Any = torch.ops.udp_fast.attention_backward
+    if check.is_plain(grad_out, q, k, v, bias):
+        compute = _attention_backward
+    if _recomputes(needs, k.shape[2]):
+        rest = [None, None]
+    elif not rest:  # only a caller of the op itself, who did not foresee these gradients
+        rest = list(torch.ops.udp_fast.attention(q, k, v, bias, ctx.scale, True))
+    grads = compute(grad_out, q, k, v, bias, *rest, ctx.scale, needs)
+    dq, dk, dv = (grad if needed else None for grad, needed in zip(grads, needs, strict=True))
+    return dq, dk, dv, None, None, None
+
+
+def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
+    raise NotImplementedError("attention: a second derivative was asked for; there is only a first")
+
+
+torch.library.register_autograd("udp_fast::attention", _backward, setup_context=_setup_context)
+torch.library.register_autograd("udp_fast::attention_backward", _no_second_derivative)
+
+
+class _Eager(torch.autograd.Function):
+    """The same rule without torch.library's dispatch."""
+
+    forward = staticmethod(_attention)
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_backward)
+
+
+def _check_tensors(q: Any, k: Any, v: Any) -> None:
+    op = "attention"
+    check.check_tensor(op, "q", q, check.FLOATS)
+    if q.dim() != 4:
+        raise ValueError(f"{op}: q: got shape {list(q.shape)}, expected [B, H, N, D]")
+    for name, x in (("k", k), ("v", v)):
+        check.check_tensor(op, name, x, (q.dtype,))
+        if x.dim() != 4 or (*x.shape[:2], x.shape[3]) != (*q.shape[:2], q.shape[3]):
+            b, h, _, d = q.shape
+            raise ValueError(
+                f"{op}: {name}: got shape {list(x.shape)}, expected [{b}, {h}, M, {d}] beside q"
+            )
+        if x.device != q.device:
+            raise ValueError(f"{op}: {name}: got a tensor on {x.device}, expected {q.device}")
+    if v.shape != k.shape:
+        raise ValueError(f"{op}: v: got shape {list(v.shape)}, expected k's, {list(k.shape)}")
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.shape[3] > 1 and x.stride(3) != 1:
+            raise ValueError(
+                f"{op}: {name}: got stride {x.stride(3)} in the last dimension, expected 1 (the"
+                " numbers of one head side by side; call .contiguous() first)"
+            )
+
+
+def _additive(bias: Any, q: Tensor, k: Tensor) -> Tensor | None:
+    """The bias with four dimensions; a mask as 0 where it is True and -inf where it is False."""
+    if bias is None:
+        return None
+    op = "attention"
+    check.check_tensor(op, "bias", bias, (*check.FLOATS, torch.bool))
+    scores = (*q.shape[:3], k.shape[2])
+    if bias.dim() > 4 or any(
+        size not in (1, full)
+        for size, full in zip(reversed(bias.shape), reversed(scores), strict=False)
+    ):
+        raise ValueError(
+            f"{op}: bias: got shape {list(bias.shape)}, expected one that broadcasts to"
+            f" {list(scores)}"
+        )
+    if bias.device != q.device:
+        raise ValueError(f"{op}: bias: got a tensor on {bias.device}, expected {q.device}")
+    if torch.is_grad_enabled() and bias.requires_grad:
+        raise ValueError(
+            f"{op}: bias: requires grad; attention gives gradients of q, k and v alone (pass"
+            " bias.detach())"
+        )
+    if bias.dtype == torch.bool:
+        bias = torch.zeros_like(bias, dtype=q.dtype).masked_fill_(~bias, -math.inf)
+    expanded = bias.reshape((1,) * (4 - bias.dim()) + tuple(bias.shape))
+    assert isinstance(expanded, Tensor)
+    return expanded
+
+
+def _check_needs(needs: Any) -> Needs:
+    if (
+        not isinstance(needs, Sequence)
+        or len(needs) != 3
+        or not all(isinstance(needed, bool) for needed in needs)
+    ):
+        raise ValueError(
+            f"attention: needs: got {needs!r}, expected three bools, for dq, dk and dv, or None"
+        )
+    return needs[0], needs[1], needs[2]
+
+
+def attention(
+    q: Tensor,  # [B, H, N, D]
+    k: Tensor,  # [B, H, M, D]
+    v: Tensor,  # [B, H, M, D]
+    *,
+    scale: float | None = None,
+    bias: Tensor | None = None,  # broadcastable to [B, H, N, M]
+    needs: Needs | None = None,
+) -> Tensor:
+    """softmax(q kᵀ · scale + bias) v, [B, H, N, D] in q's dtype and order of strides.
+
+    Args:
+        q, k, v: float32, bfloat16 or float16 (float64: reference), all of one dtype; any strides
+            with the last dimension contiguous: [B, N, H, D] tensors go in as ``.transpose(1, 2)``,
+            without a copy. N, M and D are arbitrary.
+        scale: finite; default D ** -0.5.
+        bias: added to the scaled scores, a float of any of these dtypes, or a bool mask, True where
+            a query attends to a key. Padded keys are a [B, 1, 1, M] bias of 0 and -inf. It gets no
+            gradient.
+        needs: which of dq, dk, dv may be asked for; a tensor whose entry is False is treated as
+            detached. Default: what ``requires_grad`` says. With dq alone and at most 128 keys the
+            backward saves nothing but q, k and v.
+
+    A query whose keys are all masked gives 0 and zero gradients, as do all queries where M is 0. A NaN
+    stays in its row. Differentiable once.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape, strides, device or value,
+            or a bias that requires a gradient.
+        NotImplementedError: a second derivative was asked for.
+    """
+    _check_tensors(q, k, v)
+    if scale is None:
+        scale = max(q.shape[3], 1) ** -0.5
+    elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise TypeError(f"attention: scale: got {type(scale).__name__}, expected a number or None")
+    elif not math.isfinite(scale):
+        raise ValueError(f"attention: scale: got {scale}, expected a finite number")
+    bias = _additive(bias, q, k)
+    if needs is not None:
+        needs = _check_needs(needs)
+        q, k, v = (x if needed else x.detach() for x, needed in zip((q, k, v), needs, strict=True))
+    wanted = [torch.is_grad_enabled() and x.requires_grad for x in (q, k, v)]
+    need_lse = any(wanted) and not _recomputes(wanted, k.shape[2])
+    attend: Any
+    if not check.is_eager(q, k, v, bias):
+        attend = torch.ops.udp_fast.attention
+    else:
+        attend = _Eager.apply if any(wanted) else _attention
+    out, _ = attend(q, k, v, bias, float(scale), need_lse)
+    assert isinstance(out, Tensor)
+    return out
+
+
+def backward_arguments(forward: tuple[Any, ...], needs: Sequence[bool]) -> tuple[Any, ...]:
+    """What ``attention_backward`` would be called with after ``attention(*forward)``, for `explain`:
+    tensors of the right dtypes, shapes and devices that hold no result."""
+    q, k, v, bias, scale, _ = forward
+    out, lse = None, None
+    if not _recomputes(needs, k.shape[2]):
+        out, lse = _fake(q, k, v, bias, scale, True)
+    return q, q, k, v, bias, out, lse, scale, list(needs)
