@@ -22,7 +22,12 @@ constexpr float kLog2E = 1.44269504088896340736f, kLn2 = 0.69314718055994530942f
 constexpr int kAttentionThreads = 128;
 constexpr int kAttentionWarps = kAttentionThreads / 32;
 constexpr float kInfinity = __builtin_huge_valf();
-constexpr float kMostBias = 1e37f;  // of a finite bias over the scale
+// A row's largest score is at least that, so that it is finite where all are -inf.
+constexpr float kLeastMaximum = -1e30f;
+// Of a finite bias, which may be the lowest float: large enough for scores to be lost beside it,
+// small enough for its rounding, multiplied by the scale, to be no more than an exponential can
+// bear.
+constexpr float kMostBias = 1e9f;
 // What a row's sum begins with: lost beside a sum of exponentials, whose largest is 1, but it can
 // be divided by where there are none.
 constexpr float kLeastSum = 1e-30f;
@@ -100,7 +105,7 @@ __device__ __forceinline__ uint4 bias_columns(const KeyBias& bias, int key, int 
     if (key < keys && bias.data != nullptr) {
         value = load_global<Cache::read_only>(bias.data + blockIdx.z * bias.batch +
                                               blockIdx.y * bias.head + key * bias.key);
-        if (value != -kInfinity) value = fminf(fmaxf(value / scale, -kMostBias), kMostBias);
+        if (value != -kInfinity) value = fminf(fmaxf(value, -kMostBias), kMostBias) / scale;
     }
     uint32_t part[3] = {pack<__nv_bfloat16>(value, 0.0f), 0, 0};
 #pragma unroll

@@ -219,7 +219,7 @@ __device__ __forceinline__ void exponentials(float (&s)[kKeys / 8][4], float sca
                                              float (&sum)[2]) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-        float most = -kMostBias;  // finite where all scores are -inf
+        float most = kLeastMaximum;
 #pragma unroll
         for (int j = 0; j < kKeys / 8; ++j) {
             most = fmaxf(most, fmaxf(s[j][2 * h], s[j][2 * h + 1]));

@@ -61,6 +61,21 @@ class CBounds(ctypes.Structure):
     _fields_ = [(name, ctypes.c_double) for name in ("lo", "hi", "out_lo", "out_hi")]
 
 
+class CAttentionShape(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("batch", "heads", "queries", "keys", "dim")),
+        ("type", ctypes.c_int),
+        ("scale", ctypes.c_float),
+    ]
+
+
+class CHeads(ctypes.Structure):  # and a bias of keys
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("batch", "head", "row")),
+    ]
+
+
 class CImage(ctypes.Structure):
     _fields_ = [
         ("delta", ctypes.c_void_p),
@@ -69,6 +84,10 @@ class CImage(ctypes.Structure):
         ("original", ctypes.c_void_p),
         ("elements", ctypes.c_int64),
     ]
+
+
+Heads = tuple[int, int, int, int]
+AttentionShape = tuple[int, int, int, int, int, int, float]
 
 
 @dataclass(frozen=True)
@@ -359,6 +378,37 @@ class EmulatedModule(ModuleType):
             reads=[region(x, shape), *numbers(scale, shape[0])],
             writes=[],
             fills=[region(out, shape)],
+            stream=stream,
+        )
+
+    def attention_one_tile(
+        self,
+        shape: AttentionShape,
+        grad_out: Heads,
+        q: Heads,
+        k: Heads,
+        v: Heads,
+        bias: Heads | None,
+        dq: Heads,
+        stream: int,
+    ) -> None:
+        images, heads, queries, keys, dim, *_ = shape
+
+        def rows(tensor: Heads, count: int) -> Region:
+            return Region(tensor[0], 2, (images, heads, count, dim), (*tensor[1:], 1))
+
+        reads = [rows(grad_out, queries), rows(q, queries), rows(k, keys), rows(v, keys)]
+        if bias is not None:
+            reads.append(Region(bias[0], 4, (images, heads, keys), bias[1:]))
+        self._run(
+            "attention_one_tile",
+            ctypes.byref(CAttentionShape(*shape)),
+            *(ctypes.byref(CHeads(*tensor)) for tensor in (grad_out, q, k, v)),
+            ctypes.byref(CHeads(*(bias or (None, 0, 0, 0)))),
+            ctypes.byref(CHeads(*dq)),
+            reads=reads,
+            writes=[],
+            fills=[rows(dq, queries)],
             stream=stream,
         )
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..registry import Backend, one_by_one
 from . import native
+from .attention import attention_backward
+from .attention import not_supported_reasons as attention_reasons
 from .denoising_loss import denoising_loss
 from .image_scale import image_scale
 from .pgd_step import pgd_step_
@@ -51,7 +53,9 @@ def _not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
                 return [f"tensors are on {device} and {value.device}, not on one GPU"]
             device = value.device
     too_old = _too_old(device) if device is not None else ""
-    return [too_old] if too_old else []
+    if too_old:
+        return [too_old]
+    return attention_reasons(args) if op == "attention_backward" else []
 
 
 def _status() -> str:
@@ -70,6 +74,7 @@ def _status() -> str:
 BACKEND = Backend(
     name="cuda",
     ops={
+        "attention_backward": attention_backward,
         "denoising_loss": denoising_loss,
         "image_scale": image_scale,
         "pgd_step_": pgd_step_,
