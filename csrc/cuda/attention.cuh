@@ -122,8 +122,20 @@ __device__ __forceinline__ uint32_t ones_for_bias(int t) {
     return t == 0 ? 0x3f803f80u : t == 1 ? 0x3f80u : 0u;
 }
 
-// The kernel's dynamic shared memory may exceed the 48 KB that need no permission. Asked once a
-// GPU.
+// More shared memory than the 48 KB that need no permission. Given once a GPU.
+template <auto kKernel>
+cudaError_t allow_shared(int bytes) {
+    constexpr int kDevices = 64;
+    static bool known[kDevices] = {};  // a race writes the same twice
+    int device = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error != cudaSuccess || (device < kDevices && known[device])) return error;
+    error = cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (error == cudaSuccess && device < kDevices) known[device] = true;
+    return error;
+}
+
+// How many blocks the GPU holds at once. Asked once a GPU.
 template <auto kKernel>
 cudaError_t attention_blocks(int shared_bytes, int64_t& blocks) {
     constexpr int kDevices = 64;
@@ -135,8 +147,7 @@ cudaError_t attention_blocks(int shared_bytes, int64_t& blocks) {
         blocks = known[device];
         return cudaSuccess;
     }
-    error =
-        cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    error = allow_shared<kKernel>(shared_bytes);
     if (error != cudaSuccess) return error;
     int processors = 0, each = 0;
     error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);

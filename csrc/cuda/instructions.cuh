@@ -287,6 +287,23 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
     return word;
 }
 
+template <class Half>
+__device__ __forceinline__ float low_half(uint32_t pair) {
+    if constexpr (std::is_same<Half, __half>::value) {
+        return __half2float(__ushort_as_half(static_cast<unsigned short>(pair)));
+    } else {
+        return __uint_as_float(pair << 16);
+    }
+}
+template <class Half>
+__device__ __forceinline__ float high_half(uint32_t pair) {
+    if constexpr (std::is_same<Half, __half>::value) {
+        return __half2float(__ushort_as_half(static_cast<unsigned short>(pair >> 16)));
+    } else {
+        return __uint_as_float(pair & 0xffff0000u);
+    }
+}
+
 // The products of two float16 in each of a and b.
 __device__ __forceinline__ uint32_t multiply_float16(uint32_t a, uint32_t b) {
     uint32_t product;

@@ -45,8 +45,8 @@ enum class Step : int { sign, l2, raw };
 enum class Norm : int { linf, l2 };
 enum class Target : int { given, epsilon, velocity, sample, flow };
 
-// A tensor [batch, heads, rows, dim] of 16-bit floats: strides in elements, multiples of 8, the last
-// dimension's is 1; data is aligned to 16 bytes. A row's stride is less than 2^30.
+// A tensor [batch, heads, rows, dim] of 16-bit floats: strides in elements, multiples of 8, the
+// last dimension's is 1; data is aligned to 16 bytes. A row's stride is less than 2^30.
 struct Heads {
     void* data;
     int64_t batch, head, row;
@@ -111,6 +111,21 @@ int udp_quantize(const udp::Shape* shape, const udp::Tensor* value, const udp::T
 
 int udp_image_scale(const udp::Shape* shape, const udp::Tensor* x, const udp::PerImage* scale,
                     const udp::Tensor* out, void* stream);
+
+// lse: [batch, heads, queries], natural logarithm, or null.
+int udp_attention(const udp::AttentionShape* shape, const udp::Heads* q, const udp::Heads* k,
+                  const udp::Heads* v, const udp::KeyBias* bias, const udp::Heads* out, float* lse,
+                  void* stream);
+
+// Any number of keys; out and lse are the forward's. A gradient whose data is null is not wanted;
+// of head dim 160 only dq can be had. workspace: as many bytes, aligned to 8, as the first function
+// says.
+int64_t udp_attention_backward_workspace(const udp::AttentionShape* shape);
+int udp_attention_backward(const udp::AttentionShape* shape, const udp::Heads* grad_out,
+                           const udp::Heads* q, const udp::Heads* k, const udp::Heads* v,
+                           const udp::KeyBias* bias, const udp::Heads* out, const float* lse,
+                           const udp::Heads* dq, const udp::Heads* dk, const udp::Heads* dv,
+                           void* workspace, void* stream);
 
 // At most 128 keys: the gradient of q from q, k, v and that of the output alone.
 int udp_attention_one_tile(const udp::AttentionShape* shape, const udp::Heads* grad_out,

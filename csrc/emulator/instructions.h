@@ -180,6 +180,15 @@ inline uint32_t pack(float low, float high) {
     return Half(low).bits | static_cast<uint32_t>(Half(high).bits) << 16;
 }
 
+template <class Half>
+inline float low_half(uint32_t pair) {
+    return Half::from_bits(static_cast<unsigned short>(pair));
+}
+template <class Half>
+inline float high_half(uint32_t pair) {
+    return Half::from_bits(static_cast<unsigned short>(pair >> 16));
+}
+
 inline uint32_t multiply_float16(uint32_t a, uint32_t b) {
     const auto product = [&](int half) {
         const auto of = [&](uint32_t word) {
