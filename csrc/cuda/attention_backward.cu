@@ -56,77 +56,71 @@ __global__ void __launch_bounds__(kAttentionThreads)
                  make_float2(lse == -kInfinity ? kInfinity : lse * kLog2E, delta));
 }
 
-template <class Half, int kDim, int kTiles>
+template <class Half, int kDim>
 __global__ void __launch_bounds__(kAttentionThreads)
     attention_dq(const __grid_constant__ Backward p) {
     UDP_DYNAMIC_SHARED(uint16_t, shared);
     const Tiles<kDim> tiles{shared};
     const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, g = lane / 4,
               t = lane % 4;
-    const int first = (static_cast<int>(blockIdx.x) * kAttentionWarps + thread / 32) * 16 * kTiles;
+    const int first = (static_cast<int>(blockIdx.x) * kAttentionWarps + thread / 32) * 16;
     const float scale = p.shape.scale * kLog2E, inverse_scale = 1.0f / p.shape.scale;
     const LaneOf<kDim> lane_of(lane);
-    Fixed<kDim, kTiles> q, grad_out;
+    Fixed<kDim, 1> q, grad_out;
     q.fetch(p.q.of_block(), first, p.shape.queries, g, t);
     grad_out.fetch(p.grad_out.of_block(), first, p.shape.queries, g, t);
-    float lse[kTiles][2], delta[kTiles][2];
+    // The accumulators of dP begin with -delta. Each of the four is loaded: of a copy ptxas would
+    // make another for each product.
+    float lse[2], minus_delta[4];
 #pragma unroll
-    for (int i = 0; i < 2 * kTiles; ++i) {
-        const float2 row = load_global<Cache::read_only>(
-            statistics_of_block(p) + min(first + 8 * i + g, p.shape.queries - 1));
-        lse[i / 2][i % 2] = row.x;
-        delta[i / 2][i % 2] = row.y;
+    for (int e = 0; e < 4; ++e) {
+        const float2* row =
+            statistics_of_block(p) + min(first + e / 2 * 8 + g, p.shape.queries - 1);
+        minus_delta[e] = -load_global(&row->y);
+        lse[e / 2] = load_global(&row->x);
     }
 
-    float sums[kTiles][kDim / 8][4] = {};
-    for_tiles(tiles, p.k.of_block(), p.v.of_block(), p.shape.keys, p.bias.data != nullptr,
-              [&](int tile, auto masked) {
+    float sums[1][kDim / 8][4] = {};
+    for_tiles(
+        tiles, p.k.of_block(), p.v.of_block(), p.shape.keys, p.bias.data != nullptr,
+        [&](int tile, auto masked) {
 #pragma unroll
-                  for (int i = 0; i < kTileRows / 16; ++i) {
-                      const int rows = 16 * i * Columns<kDim>::kStride;
-                      const uint16_t* k = tiles.first(tile) + rows;
-                      float s[kTiles][2][4] = {}, dp[kTiles][2][4] = {};
-                      along<Half>(s, q, k, lane_of);
-                      along<Half>(dp, grad_out, tiles.second(tile) + rows, lane_of);
-                      if constexpr (decltype(masked)::value) {
+            for (int i = 0; i < kTileRows / 16; ++i) {
+                const int rows = 16 * i * Columns<kDim>::kStride;
+                const uint16_t* k = tiles.first(tile) + rows;
+                float s[1][2][4] = {}, dp[1][2][4];
 #pragma unroll
-                          for (int j = 0; j < 4; ++j) {
-                              const int key = tile * kTileRows + 16 * i + j / 2 * 8 + 2 * t + j % 2;
-                              const float before =
-                                  bias_before(p.bias, key, p.shape.keys, inverse_scale);
+                for (int e = 0; e < 8; ++e) dp[0][e / 4][e % 4] = minus_delta[e % 4];
+                along<Half>(s, q, k, lane_of);
+                along<Half>(dp, grad_out, tiles.second(tile) + rows, lane_of);
+                if constexpr (decltype(masked)::value) {
 #pragma unroll
-                              for (int r = 0; r < kTiles; ++r) {
-                                  s[r][j / 2][j % 2] += before;
-                                  s[r][j / 2][j % 2 + 2] += before;
-                              }
-                          }
-                      }
-                      uint32_t ds[kTiles][4];
+                    for (int j = 0; j < 4; ++j) {
+                        const int key = tile * kTileRows + 16 * i + j / 2 * 8 + 2 * t + j % 2;
+                        const float before = bias_before(p.bias, key, p.shape.keys, inverse_scale);
+                        s[0][j / 2][j % 2] += before;
+                        s[0][j / 2][j % 2 + 2] += before;
+                    }
+                }
+                uint32_t ds[1][4];
 #pragma unroll
-                      for (int r = 0; r < kTiles; ++r) {
-#pragma unroll
-                          for (int e = 0; e < 8; ++e) {
-                              const int h = e % 4 / 2;
-                              float& score = s[r][e / 4][e % 4];
-                              score = exp2_approx(fmaf(score, scale, -lse[r][h])) *
-                                      (dp[r][e / 4][e % 4] - delta[r][h]);
-                          }
-                          as_weights<Half>(ds[r], s[r]);
-                      }
-                      across<Half, kDim>(sums, ds, k, lane_of);
-                  }
-              });
+                for (int e = 0; e < 8; ++e) {
+                    float& score = s[0][e / 4][e % 4];
+                    score = exp2_approx(fmaf(score, scale, -lse[e % 4 / 2])) * dp[0][e / 4][e % 4];
+                }
+                as_weights<Half>(ds[0], s[0]);
+                across<Half, kDim>(sums, ds, k, lane_of);
+            }
+        });
 
-    float factor[kTiles][2];
-#pragma unroll
-    for (int i = 0; i < 2 * kTiles; ++i) factor[i / 2][i % 2] = p.shape.scale;
+    const float factor[1][2] = {{p.shape.scale, p.shape.scale}};
     store_rows<Half, kDim>(p.dq.of_block(), sums, factor, first, p.shape.queries, g, t);
 }
 
 // As the rows are keys, the scores are those of Sᵀ: rows g and g + 8 are keys, columns 2t and 2t +
 // 1 are queries.
 template <class Half, int kDim>
-__global__ void __launch_bounds__(kAttentionThreads)
+__global__ void __launch_bounds__(kAttentionThreads, kDim == 40 ? 3 : 1)  // or ptxas tries four
     attention_dkdv(const __grid_constant__ Backward p) {
     UDP_DYNAMIC_SHARED(uint16_t, shared);
     const Tiles<kDim> tiles{shared};
@@ -200,19 +194,14 @@ cudaError_t run(const Backward& p, cudaStream_t stream) {
     constexpr int kRows = kAttentionThreads / 8;
     const dim3 grid(static_cast<unsigned>((p.shape.queries + kRows - 1) / kRows),
                     static_cast<unsigned>(p.shape.heads), static_cast<unsigned>(p.shape.batch));
-    cudaError_t error = launch(attention_delta<Half>, grid, dim3(kAttentionThreads), 0, stream, p);
+    cudaError_t error =
+        udp::launch(attention_delta<Half>, grid, dim3(kAttentionThreads), 0, stream, p);
     if (error == cudaSuccess && p.dq.data != nullptr) {
-        constexpr int kTiles = kDim <= 64 ? 2 : 1;
-        constexpr auto kKernel = attention_dq<Half, kDim, kTiles>;
-        error = launch_tiles<kKernel, kDim, kTiles>(p.shape, p.shape.queries, stream, p);
+        error =
+            launch_tiles<attention_dq<Half, kDim>, kDim, 1>(p.shape, p.shape.queries, stream, p);
     }
     if (error == cudaSuccess && (p.dk.data != nullptr || p.dv.data != nullptr)) {
-        if constexpr (kDim <= 128) {
-            constexpr auto kKernel = attention_dkdv<Half, kDim>;
-            error = launch_tiles<kKernel, kDim, 1>(p.shape, p.shape.keys, stream, p);
-        } else {
-            error = cudaErrorInvalidValue;
-        }
+        error = launch_tiles<attention_dkdv<Half, kDim>, kDim, 1>(p.shape, p.shape.keys, stream, p);
     }
     return error;
 }
@@ -236,7 +225,11 @@ int udp_attention_backward(const udp::AttentionShape* shape, const udp::Heads* g
                           Operand(*dq), Operand(*dk),
                           Operand(*dv), *bias,
                           lse,          static_cast<float2*>(workspace)};
-    return udp::for_dim(*shape, [&](auto half, auto dim) {
-        return udp::run<typename decltype(half)::type, dim>(p, static_cast<cudaStream_t>(stream));
+    return udp::for_dim(*shape, [&](auto half, auto dim) -> cudaError_t {
+        if constexpr (dim > 128)
+            return cudaErrorInvalidValue;
+        else
+            return udp::run<typename decltype(half)::type, dim>(p,
+                                                                static_cast<cudaStream_t>(stream));
     });
 }

@@ -381,6 +381,37 @@ class EmulatedModule(ModuleType):
             stream=stream,
         )
 
+    def attention(
+        self,
+        shape: AttentionShape,
+        q: Heads,
+        k: Heads,
+        v: Heads,
+        bias: Heads | None,
+        out: Heads,
+        lse: int,
+        stream: int,
+    ) -> None:
+        images, heads, queries, keys, *_ = shape
+        fills = [_rows(shape, out, queries)]
+        if lse:
+            fills.append(run_of(lse, images * heads * queries, 4))
+        self._run(
+            "attention",
+            ctypes.byref(CAttentionShape(*shape)),
+            *map(_heads, (q, k, v, bias, out)),
+            ctypes.c_void_p(lse),
+            reads=[
+                _rows(shape, q, queries),
+                _rows(shape, k, keys),
+                _rows(shape, v, keys),
+                *_key_bias(shape, bias),
+            ],
+            writes=[],
+            fills=fills,
+            stream=stream,
+        )
+
     def attention_one_tile(
         self,
         shape: AttentionShape,
@@ -392,25 +423,77 @@ class EmulatedModule(ModuleType):
         dq: Heads,
         stream: int,
     ) -> None:
-        images, heads, queries, keys, dim, *_ = shape
-
-        def rows(tensor: Heads, count: int) -> Region:
-            return Region(tensor[0], 2, (images, heads, count, dim), (*tensor[1:], 1))
-
-        reads = [rows(grad_out, queries), rows(q, queries), rows(k, keys), rows(v, keys)]
-        if bias is not None:
-            reads.append(Region(bias[0], 4, (images, heads, keys), bias[1:]))
+        _, _, queries, keys, *_ = shape
         self._run(
             "attention_one_tile",
             ctypes.byref(CAttentionShape(*shape)),
-            *(ctypes.byref(CHeads(*tensor)) for tensor in (grad_out, q, k, v)),
-            ctypes.byref(CHeads(*(bias or (None, 0, 0, 0)))),
-            ctypes.byref(CHeads(*dq)),
-            reads=reads,
+            *map(_heads, (grad_out, q, k, v, bias, dq)),
+            reads=[
+                *(_rows(shape, x, queries) for x in (grad_out, q)),
+                *(_rows(shape, x, keys) for x in (k, v)),
+                *_key_bias(shape, bias),
+            ],
             writes=[],
-            fills=[rows(dq, queries)],
+            fills=[_rows(shape, dq, queries)],
             stream=stream,
         )
+
+    def attention_backward_workspace(self, shape: AttentionShape) -> int:
+        c = ctypes.byref(CAttentionShape(*shape))
+        return self._size("attention_backward", "udp_attention_backward_workspace", c)
+
+    def attention_backward(
+        self,
+        shape: AttentionShape,
+        grad_out: Heads,
+        q: Heads,
+        k: Heads,
+        v: Heads,
+        bias: Heads | None,
+        out: Heads,
+        lse: int,
+        dq: Heads | None,
+        dk: Heads | None,
+        dv: Heads | None,
+        workspace: int,
+        stream: int,
+    ) -> None:
+        images, heads, queries, keys, *_ = shape
+        gradients = ((dq, queries), (dk, keys), (dv, keys))
+        self._run(
+            "attention_backward",
+            ctypes.byref(CAttentionShape(*shape)),
+            *map(_heads, (grad_out, q, k, v, bias, out)),
+            ctypes.c_void_p(lse),
+            *map(_heads, (dq, dk, dv)),
+            ctypes.c_void_p(workspace),
+            reads=[
+                *(_rows(shape, x, queries) for x in (grad_out, q, out)),
+                *(_rows(shape, x, keys) for x in (k, v)),
+                *_key_bias(shape, bias),
+                run_of(lse, images * heads * queries, 4),
+            ],
+            writes=[],
+            fills=[
+                *(_rows(shape, x, count) for x, count in gradients if x is not None),
+                run_of(workspace, self.attention_backward_workspace(shape), 1),
+            ],
+            stream=stream,
+        )
+
+
+def _heads(tensor: Heads | None) -> Any:
+    return ctypes.byref(CHeads(*(tensor or (None, 0, 0, 0))))
+
+
+def _rows(shape: AttentionShape, tensor: Heads, count: int) -> Region:
+    images, heads, _, _, dim, *_ = shape
+    return Region(tensor[0], 2, (images, heads, count, dim), (*tensor[1:], 1))
+
+
+def _key_bias(shape: AttentionShape, bias: Heads | None) -> list[Region]:
+    images, heads, _, keys, *_ = shape
+    return [] if bias is None else [Region(bias[0], 4, (images, heads, keys), bias[1:])]
 
 
 #: Entries of the tables that the tests use.

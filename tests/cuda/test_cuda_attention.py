@@ -10,11 +10,17 @@ import torch
 from emulated_module import EmulatedModule
 from torch import Tensor
 
-from udp_fast.backends.cuda.attention import DIMS, attention_backward, not_supported_reasons
+from udp_fast.backends.cuda.attention import (
+    DIMS,
+    attention,
+    attention_backward,
+    not_supported_reasons,
+)
 from udp_fast.backends.reference import BACKEND as REFERENCE
 
 F16, BF16 = torch.float16, torch.bfloat16
 definition = REFERENCE.ops["attention_backward"]
+forward_definition = REFERENCE.ops["attention"]
 DQ = (True, False, False)
 
 
@@ -40,14 +46,13 @@ def operands(
 
 def torchs(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
-) -> Tensor:
-    """torch's dq in the operands' own dtype."""
-    q = q.detach().requires_grad_()
+) -> list[Tensor]:
+    """torch's output, dq, dk and dv in the operands' own dtype."""
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
     mask = None if bias is None else bias.to(q.dtype)
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+    out = torch.nn.functional.scaled_dot_product_attention(*leaves, mask, scale=scale)
     out.backward(grad_out)
-    assert q.grad is not None
-    return q.grad
+    return [out.detach(), *(x.grad for x in leaves if x.grad is not None)]
 
 
 def check(found: Tensor, exact: Tensor, other: Tensor) -> None:
@@ -68,13 +73,13 @@ def check_dq(
     grad_out, q, k, v = tensors
     scale = scale or q.shape[3] ** -0.5
     args: tuple[Any, ...] = (grad_out, q, k, v, bias, None, None, scale, DQ)
-    assert not_supported_reasons(args) == []
+    assert not_supported_reasons("attention_backward", args) == []
     dq, dk, dv = attention_backward(*args)
     assert dk.numel() == dv.numel() == 0
     assert dq.stride() == torch.empty_like(q).stride()
     double = [x.double() for x in tensors]
     exact, _, _ = definition(*double, bias, None, None, scale, DQ)
-    check(dq, exact, torchs(*tensors, bias, scale))
+    check(dq, exact, torchs(*tensors, bias, scale)[1])
     (launch,) = emulated.launches
     assert launch.ldmatrix > 0
     assert launch.ldmatrix_conflicts == 0
@@ -206,8 +211,8 @@ def test_nothing_to_do() -> None:
     [
         ({"dtype": torch.float32}, "torch.float32 is not served"),
         ({"dim": 96}, "head dim 96 is not served"),
-        ({"keys": 129}, "at most 128 keys, got 129"),
-        ({"needs": (True, True, False)}, "only dq is served"),
+        ({"dim": 160, "keys": 129}, "or 160 for dq with at most 128 keys"),
+        ({"dim": 160, "needs": (True, True, False)}, "or 160 for dq with at most 128 keys"),
         ({"scale": -1.0}, "scale -1.0 is not served"),
         ({"bias": torch.zeros(1, 1, 4, 77)}, "a bias that differs between queries"),
     ],
@@ -217,5 +222,94 @@ def test_what_is_not_served_is_said(change: dict[str, Any], reason: str) -> None
     call = {"dtype": BF16, "dim": 64, "keys": 77, "needs": DQ, "scale": 0.1, "bias": None} | change
     tensors = operands((1, 1, 4, call["keys"], call["dim"]), call["dtype"])
     args = (*tensors, call["bias"], None, None, call["scale"], call["needs"])
-    (found,) = not_supported_reasons(args)
+    (found,) = not_supported_reasons("attention_backward", args)
     assert reason in found
+
+
+# --- any number of keys ---------------------------------------------------------------------------
+
+
+def check_all(
+    emulated: EmulatedModule,
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor],
+    bias: Tensor | None = None,
+    needs: tuple[bool, bool, bool] = (True, True, True),
+) -> None:
+    """The output, lse and the gradients that are needed."""
+    grad_out, q, k, v = tensors
+    scale = q.shape[3] ** -0.5
+    assert not_supported_reasons("attention", (q, k, v, bias, scale, True)) == []
+    out, lse = attention(q, k, v, bias, scale, True)
+    double = [x.double() for x in tensors]
+    exact_out, exact_lse = forward_definition(*double[1:], bias, scale, True)
+    theirs = torchs(*tensors, bias, scale)
+    check(out, exact_out, theirs[0])
+    assert torch.allclose(lse.double(), exact_lse, rtol=1e-5, atol=1e-4)
+    args = (*tensors, bias, out, lse, scale, needs)
+    if not_supported_reasons("attention_backward", args):
+        assert q.shape[3] == 160
+        return
+    found = attention_backward(*args)
+    exact = definition(*double, bias, exact_out, exact_lse, scale, needs)
+    for ours, right, other, needed in zip(found, exact, theirs[1:], needs, strict=True):
+        if needed:
+            check(ours, right, other)
+        else:
+            assert ours.numel() == 0
+    assert all(launch.ldmatrix_conflicts == 0 for launch in emulated.launches)
+    assert all(launch.shared_conflicts == 0 for launch in emulated.launches)
+    assert all(launch.atomics == 0 for launch in emulated.launches)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=["bf16", "f16"])
+@pytest.mark.parametrize("dim", DIMS)
+def test_many_keys(emulated: EmulatedModule, dim: int, dtype: torch.dtype) -> None:
+    check_all(emulated, operands((1, 2, 140, 150, dim), dtype))
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys"), [(1, 1), (16, 64), (63, 65), (128, 200), (64, 128), (65, 7)]
+)
+def test_many_keys_that_fill_no_tile(emulated: EmulatedModule, queries: int, keys: int) -> None:
+    tensors = operands((2, 1, queries, keys, 40), BF16)
+    # Of a single key dS is 0, but for rounding.
+    needs = (keys > 1, keys > 1, True)
+    check_all(emulated, tensors, needs=needs)
+
+
+@pytest.mark.parametrize("layout", ["bhnd", "fused"])
+def test_many_keys_in_layouts(emulated: EmulatedModule, layout: str) -> None:
+    check_all(emulated, operands((2, 2, 40, 140, 40), BF16, layout))
+
+
+@pytest.mark.parametrize(
+    "needs", [(True, False, False), (False, True, False), (False, False, True)]
+)
+def test_only_what_is_needed_is_launched(
+    emulated: EmulatedModule, needs: tuple[bool, bool, bool]
+) -> None:
+    check_all(emulated, operands((1, 1, 40, 140, 64), F16), needs=needs)
+    kernels = [launch.kernel for launch in emulated.launches]
+    assert sum("attention_dq" in name for name in kernels) == needs[0]
+    assert sum("attention_dkdv" in name for name in kernels) == (needs[1] or needs[2])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 140), (2, 2, 1, 140)])
+def test_bias_of_many_keys(emulated: EmulatedModule, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    bias = (3 * torch.randn(shape)).to(BF16).float()
+    bias[..., 100:] = -math.inf
+    check_all(emulated, operands((2, 2, 40, 140, 64), BF16), bias)
+
+
+@pytest.mark.usefixtures("emulated")
+def test_rows_without_keys_give_nothing() -> None:
+    grad_out, q, k, v = operands((2, 1, 20, 140, 64), BF16)
+    bias = torch.zeros(2, 1, 1, 140)
+    bias[1] = -math.inf
+    out, lse = attention(q, k, v, bias, 0.125, True)
+    assert out[1].count_nonzero() == 0
+    assert torch.equal(lse[1], torch.full((1, 20), -math.inf))
+    for grad in attention_backward(grad_out, q, k, v, bias, out, lse, 0.125, (True, True, True)):
+        assert grad[0].count_nonzero() > 0
+        assert grad[1].count_nonzero() == 0

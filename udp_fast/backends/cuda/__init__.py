@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..registry import Backend, one_by_one
 from . import native
-from .attention import attention_backward
+from .attention import attention, attention_backward
 from .attention import not_supported_reasons as attention_reasons
 from .denoising_loss import denoising_loss
 from .image_scale import image_scale
@@ -55,7 +55,7 @@ def _not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
     too_old = _too_old(device) if device is not None else ""
     if too_old:
         return [too_old]
-    return attention_reasons(args) if op == "attention_backward" else []
+    return attention_reasons(op, args) if op.startswith("attention") else []
 
 
 def _status() -> str:
@@ -74,6 +74,7 @@ def _status() -> str:
 BACKEND = Backend(
     name="cuda",
     ops={
+        "attention": attention,
         "attention_backward": attention_backward,
         "denoising_loss": denoising_loss,
         "image_scale": image_scale,

@@ -1,7 +1,8 @@
-"""attention's backward on csrc/cuda, on tensor cores: so far the gradient of q alone, for few keys."""
+"""attention on csrc/cuda: products on tensor cores, the scores in registers and never in memory."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,32 +11,71 @@ from torch import Tensor
 
 from . import native
 
-#: Head dims that the kernels are compiled for.
+#: Head dims that the kernels are compiled for; the last not for the backward with many keys.
 DIMS = (40, 64, 80, 128, 160)
-#: Keys that one tile holds.
+#: Keys that one tile holds: dq alone then needs nothing of the forward.
 ONE_TILE = 128
 
 #: Address, and strides of batch, head and row in elements.
 Heads = tuple[int, int, int, int]
+#: Images, heads, queries, keys, head dim, dtype and scale.
+Shape = tuple[int, int, int, int, int, int, float]
 
 
-def not_supported_reasons(args: tuple[Any, ...]) -> list[str]:
-    """Why this call of attention_backward is not served."""
-    _grad_out, q, k, _v, bias, _out, _lse, scale, needs = args
+def not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
+    """Why this call of attention or attention_backward is not served."""
+    dims = DIMS
+    if op == "attention":
+        q, k, _v, bias, scale, _need_lse = args
+    else:
+        _grad_out, q, k, _v, bias, _out, _lse, scale, needs = args
+        if not _in_one_tile(k, needs):
+            dims = DIMS[:-1]
     found = []
     if q.dtype not in (torch.float16, torch.bfloat16):
         found.append(f"{q.dtype} is not served: the tensor cores take float16 and bfloat16")
-    if q.shape[3] not in DIMS:
-        found.append(f"head dim {q.shape[3]} is not served, only {', '.join(map(str, DIMS))}")
-    if needs[1] or needs[2] or k.shape[2] > ONE_TILE:
-        found.append(f"only dq is served, for at most {ONE_TILE} keys, got {k.shape[2]}")
+    if q.shape[3] not in dims:
+        found.append(
+            f"head dim {q.shape[3]} is not served, only {', '.join(map(str, dims))}"
+            + (", or 160 for dq with at most 128 keys" if dims != DIMS else "")
+        )
     if not 2.0**-20 <= scale <= 2.0**20:
         found.append(f"scale {scale} is not served, only 2 ** -20 to 2 ** 20")
     if bias is not None and bias.shape[2] != 1:
         found.append("a bias that differs between queries is not served, one that is of keys is")
-    if max(q.shape[0], q.shape[1]) > 65535 or q.shape[2] >= 2**31 - 128:
-        found.append(f"{list(q.shape)} is more than 65535 images or heads, or 2 ** 31 queries")
+    if max(q.shape[0], q.shape[1]) > 65535 or max(q.shape[2], k.shape[2]) >= 2**31 - 256:
+        found.append(f"{list(q.shape)} is more than 65535 images or heads, or 2 ** 31 rows")
     return found
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    need_lse: bool,
+) -> tuple[Tensor, Tensor]:
+    out = torch.empty_like(q)
+    lse = q.new_empty(q.shape[:3] if need_lse else (0,), dtype=torch.float32)
+    if q.numel() == 0 or k.numel() == 0:
+        return out.zero_(), lse.fill_(-math.inf)
+    q, k, v = map(_aligned, (q, k, v))
+    written = _aligned(out)
+    bias = _float32(bias)
+    with native.stream_of(q) as stream:
+        native.module().attention(
+            _shape(q, k, scale),
+            _heads(q),
+            _heads(k),
+            _heads(v),
+            _bias(bias),
+            _heads(written),
+            lse.data_ptr() if need_lse else 0,
+            stream,
+        )
+        native.deliver(written, out)
+    return out, lse
 
 
 def attention_backward(
@@ -49,28 +89,62 @@ def attention_backward(
     scale: float,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = torch.empty_like(q), k.new_empty((0,)), v.new_empty((0,))
-    if not needs[0]:
-        return q.new_empty((0,)), dk, dv
-    if q.numel() == 0 or k.numel() == 0:
-        return dq.zero_(), dk, dv
-    images, heads, queries, dim = q.shape
+    dq, dk, dv = (
+        torch.empty_like(x) if needed else x.new_empty((0,))
+        for x, needed in zip((q, k, v), needs, strict=True)
+    )
+    if not any(needs) or q.numel() == 0 or k.numel() == 0:
+        return dq.zero_(), dk.zero_(), dv.zero_()
     grad_out, q, k, v = map(_aligned, (grad_out, q, k, v))
-    written = _aligned(dq)
-    bias = None if bias is None else bias.float()
+    bias = _float32(bias)
+    grads = [_aligned(x) if needed else x for x, needed in zip((dq, dk, dv), needs, strict=True)]
+    to = [_heads(x) if needed else None for x, needed in zip(grads, needs, strict=True)]
+    shape = _shape(q, k, scale)
+    operands = [_heads(x) for x in (grad_out, q, k, v)]
     with native.stream_of(q) as stream:
-        native.module().attention_one_tile(
-            (images, heads, queries, k.shape[2], dim, native.DTYPES[q.dtype], scale),
-            _heads(grad_out),
-            _heads(q),
-            _heads(k),
-            _heads(v),
-            None if bias is None else (bias.data_ptr(), *_strides(bias, (0, 1, 3))),
-            _heads(written),
-            stream,
-        )
-        native.deliver(written, dq)
+        module = native.module()
+        if _in_one_tile(k, needs):
+            module.attention_one_tile(shape, *operands, _bias(bias), to[0], stream)
+        else:
+            assert out is not None
+            assert lse is not None
+            out, lse = _aligned(out), lse.contiguous()
+            scratch = native.workspace(module.attention_backward_workspace(shape), q)
+            module.attention_backward(
+                shape,
+                *operands,
+                _bias(bias),
+                _heads(out),
+                lse.data_ptr(),
+                *to,
+                scratch.data_ptr(),
+                stream,
+            )
+        for x, written, needed in zip((dq, dk, dv), grads, needs, strict=True):
+            if needed:
+                native.deliver(written, x)
     return dq, dk, dv
+
+
+def _in_one_tile(k: Tensor, needs: Sequence[bool]) -> bool:
+    return k.shape[2] <= ONE_TILE and not (needs[1] or needs[2])
+
+
+def _shape(q: Tensor, k: Tensor, scale: float) -> Shape:
+    images, heads, queries, dim = q.shape
+    return images, heads, queries, k.shape[2], dim, native.DTYPES[q.dtype], scale
+
+
+def _float32(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.float()
+
+
+def _bias(bias: Tensor | None) -> Heads | None:
+    """Address, and strides of batch, head and key."""
+    if bias is None:
+        return None
+    batch, head, key = _strides(bias, (0, 1, 3))
+    return bias.data_ptr(), batch, head, key
 
 
 def _strides(x: Tensor, dims: Sequence[int]) -> list[int]:
