@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kAttentionThreads)
 // As the rows are keys, the scores are those of Sᵀ: rows g and g + 8 are keys, columns 2t and 2t +
 // 1 are queries.
 template <class Half, int kDim>
-__global__ void __launch_bounds__(kAttentionThreads, kDim == 40 ? 3 : 1)  // or ptxas tries four
+__global__ void __launch_bounds__(kAttentionThreads, kDim == 40 ? 3 : 0)  // or ptxas tries four
     attention_dkdv(const __grid_constant__ Backward p) {
     UDP_DYNAMIC_SHARED(uint16_t, shared);
     const Tiles<kDim> tiles{shared};
