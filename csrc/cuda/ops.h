@@ -46,7 +46,7 @@ enum class Norm : int { linf, l2 };
 enum class Target : int { given, epsilon, velocity, sample, flow };
 
 // A tensor [batch, heads, rows, dim] of 16-bit floats: strides in elements, multiples of 8, the
-// last dimension's is 1; data is aligned to 16 bytes. A row's stride is less than 2^30.
+// last dimension's is 1; data is aligned to 16 bytes. A row's stride is less than 2^24.
 struct Heads {
     void* data;
     int64_t batch, head, row;
@@ -58,7 +58,8 @@ struct KeyBias {
     int64_t batch, head, key;
 };
 
-// All > 0, batch * heads < 2^31; dim: of 40, 64, 80, 128, 160. type: float16 or bfloat16.
+// All > 0; batch and heads at most 65535, queries and keys 2^30; scale from 2^-20 to 2^20; dim: of
+// 40, 64, 80, 128, 160. type: float16 or bfloat16.
 struct AttentionShape {
     int32_t batch, heads, queries, keys, dim;
     DType type;
