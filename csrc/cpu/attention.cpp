@@ -53,11 +53,19 @@ void for_items(int64_t items, int64_t floats, int threads, const Body& body) {
     });
 }
 
-// Keys at a time, as equal as can be: what is made of them and their scores should stay in the
-// second cache.
+// Keys at a time: what is made of them and their scores should stay in the second cache. Blocks are
+// nearly equal, in whole tiles of the widest registers.
 int64_t key_block(const AttentionShape& s) {
-    const int64_t most = s.size <= 48 ? 256 : s.size <= 96 ? 128 : 64;
-    return pieces(s.keys, std::max<int64_t>(1, (s.keys + most / 2) / most));
+    const int64_t most = s.size <= 48 ? 256 : s.size <= 96 ? 128 : s.size <= 192 ? 112 : 64;
+    const int64_t blocks = std::max<int64_t>(1, (s.keys + most / 2) / most);
+    return blocks == 1 ? s.keys : pieces(pieces(s.keys, blocks), 14) * 14;
+}
+
+// As many threads as there is work for: to wake one takes as long as some 10^6 operations.
+int threads_for(const AttentionShape& s, int64_t products, int threads) {
+    const int64_t each = s.images * s.heads * s.queries;
+    const int64_t operations = each * s.keys * s.size * 2 * products;
+    return static_cast<int>(std::min<int64_t>(std::max(threads, 1), 1 + operations / 1000000));
 }
 
 // Queries of an item: many, so that bringing keys into order costs little, but as long as there are
@@ -73,17 +81,22 @@ int64_t row_block(const AttentionShape& s, int threads) {
 }
 
 // Items of a head where its keys' gradients are summed over queries. One is best, unless there are
-// few heads; each costs as much memory as dk and dv.
+// few heads; each costs as much memory as dk and dv. A power of two is shared evenly by most
+// processors.
 int64_t parts_of(const AttentionShape& s) {
     const int64_t by_heads = pieces(8, s.heads), by_rows = s.queries / 512;
     const int64_t by_memory = (int64_t{64} << 20) / (s.heads * s.keys * s.size * 8);
-    return std::max<int64_t>(1, std::min({by_heads, by_rows, by_memory}));
+    const int64_t most = std::min({by_heads, by_rows, by_memory});
+    int64_t parts = 1;
+    while (2 * parts <= most) parts *= 2;
+    return parts;
 }
 
 }  // namespace
 
 void attention(const Attention& a, int threads) {
     const Kernels& k = kernels();
+    threads = threads_for(a.shape, 2, threads);
     const AttentionPlan plan{row_block(a.shape, threads), key_block(a.shape), 1, nullptr};
     for_items(a.shape.images * a.shape.heads * plan.items(a.shape),
               k.attention_floats(a.shape, plan), threads,
@@ -93,6 +106,7 @@ void attention(const Attention& a, int threads) {
 void attention_backward(const AttentionBackward& a, int threads) {
     const Kernels& k = kernels();
     const AttentionShape& s = a.shape;
+    threads = threads_for(s, 3, threads);
     AttentionPlan plan{row_block(s, threads), a.lse == nullptr ? s.keys : key_block(s), 1, nullptr};
     std::unique_ptr<float[]> partial;
     if (a.dk.data != nullptr || a.dv.data != nullptr) {

@@ -420,6 +420,11 @@ void attention_backward(const AttentionBackward& a, const AttentionPlan& plan, i
     const int64_t first = item % items * plan.rows;
     const int64_t rows = shape.queries - first < plan.rows ? shape.queries - first : plan.rows;
     const bool whole = plan.keys >= shape.keys;
+    // What the spare rows of a tile multiply is thrown away, but should not be slow, as subnormal
+    // numbers are.
+    for (int64_t i = plan.keys * kBlock; i < (plan.keys + kSpareRows) * kBlock; ++i) {
+        f.p[i] = f.ds[i] = 0.0f;
+    }
     if (!one_tile) read_rows(a, image, head, first, rows, f.lse, f.delta);
     for_blocks(shape.keys, plan.keys, [&](int64_t key, int64_t keys) {
         with_rows(a.k, image, head, key, [&](auto x) {

@@ -221,7 +221,7 @@ struct Wide {
     __m256i v;
     Wide() = default;
     Wide(__m256i a) : v(a) {}
-    explicit Wide(uint32_t a) : v(_mm256_set1_epi64x(a)) {}
+    explicit Wide(uint32_t a) : v(_mm256_set1_epi32(static_cast<int>(a))) {}
 };
 UDP_HD Wide operator+(Wide a, Wide b) {
     return _mm256_add_epi64(a.v, b.v);
@@ -235,9 +235,17 @@ UDP_HD Wide product(Wide a, Wide b) {
 UDP_HD Wide upper_half(Wide a) {
     return _mm256_srli_epi64(a.v, 32);
 }
-// The low halves: even[0], odd[0], even[1], ...
-UDP_HD __m256i join(Wide even, Wide odd) {
-    return _mm256_blend_epi32(even.v, _mm256_slli_epi64(odd.v, 32), 0xaa);
+// a[0] a[1] b[0] b[1] in the lower 128 bits, a[2] a[3] b[2] b[3] in the upper.
+template <int kHalves>
+UDP_HD Wide pack(Wide a, Wide b) {
+    return _mm256_castps_si256(
+        _mm256_shuffle_ps(_mm256_castsi256_ps(a.v), _mm256_castsi256_ps(b.v), kHalves));
+}
+UDP_HD Wide low_halves(Wide a, Wide b) {
+    return pack<0x88>(a, b);
+}
+UDP_HD Wide upper_halves(Wide a, Wide b) {
+    return pack<0xdd>(a, b);
 }
 
 using Words = WideWords<Wide>;
@@ -249,13 +257,11 @@ constexpr int kGroups = 1;
 UDP_HD void philox(uint32_t first, const NoiseStream& s, U (&words)[kGroups][4]) {
     const Wide base(first);
     const Words blocks = {
-        base + _mm256_setr_epi64x(0, 4, 1, 5), base + _mm256_setr_epi64x(2, 6, 3, 7),
-        base + _mm256_setr_epi64x(8, 12, 9, 13), base + _mm256_setr_epi64x(10, 14, 11, 15)};
-    Words c[4];
-    philox_wide(blocks, s, c);
-    for (int k = 0; k < 4; ++k) {
-        words[0][k] = U(join(c[k].v[0], c[k].v[1]), join(c[k].v[2], c[k].v[3]));
-    }
+        base + _mm256_setr_epi64x(0, 2, 1, 3), base + _mm256_setr_epi64x(4, 6, 5, 7),
+        base + _mm256_setr_epi64x(8, 10, 9, 11), base + _mm256_setr_epi64x(12, 14, 13, 15)};
+    Wide w[4][2];
+    philox_wide(blocks, s, w);
+    for (int k = 0; k < 4; ++k) words[0][k] = U(w[k][0].v, w[k][1].v);
 }
 
 UDP_HD void interleave4(__m256 a, __m256 b, __m256 c, __m256 d, float* out) {

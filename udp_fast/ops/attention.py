@@ -128,8 +128,14 @@ torch.library.register_autograd("udp_fast::attention_backward", _no_second_deriv
 class _Eager(torch.autograd.Function):
     """The same rule without torch.library's dispatch."""
 
-    forward = staticmethod(_attention)
-    setup_context = staticmethod(_setup_context)
+    # In one function: for a setup_context of its own torch inspects forward's signature at each call,
+    # which takes longer than a small latent's attention.
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        output = _attention(*args)
+        _setup_context(ctx, args, output)
+        return output
+
     backward = staticmethod(_backward)
 
 

@@ -61,4 +61,5 @@ BACKEND = Backend(
     not_supported_reasons=_not_supported_reasons,
     status=_status,
     missing=native.MISSING,
+    variant=lambda: str(native.module().isa()),
 )

@@ -1,0 +1,120 @@
+"""Which of several backends that can serve a call should: where ours is not the first choice, and why.
+
+Attention has good kernels elsewhere, in torch (`scaled_dot_product_attention`, the backend sdpa) and
+in xformers. Ours take a call only where that is justified:
+
+- On a GPU, for the backward with respect to q alone, which computes three of the five products and
+  keeps nothing but q, k and v; no other library offers it.
+- On the CPU, where ours were measured to be faster. `MEASURED` is the rule: a call whose row is
+  missing goes to torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from .registry import backend
+
+OURS_ON_GPU = ("cuda", "triton")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Calls on the CPU for which ours were faster than torch on every shape that was measured."""
+
+    op: str
+    gradients: str  #: "" forward, "dq" that alone, "all": dk or dv as well
+    isa: str  #: of our kernels
+    dtype: torch.dtype
+    largest_head: int  #: D at most
+    ratio: float  #: torch's time over ours, where it was lowest
+
+
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+FORWARD, BACKWARD = "attention", "attention_backward"
+
+#: python -m benchmarks --only attention, UDP_FAST_BACKEND=cpu, UDP_FAST_CPU_ISA=avx512 or avx2; two
+#: cores of an AMD EPYC (Zen 4), torch 2.13. Torch used AVX-512 (and in bfloat16 its products) beside
+#: our AVX2 as well, so those rows are on the safe side. Missing are what torch did as fast: wide heads,
+#: and bfloat16 with all gradients.
+MEASURED = (
+    Measured(FORWARD, "", "avx512", F32, 512, 1.07),
+    Measured(FORWARD, "", "avx512", F16, 160, 1.7),
+    Measured(FORWARD, "", "avx512", BF16, 80, 1.12),
+    Measured(FORWARD, "", "avx2", F32, 160, 1.14),
+    Measured(FORWARD, "", "avx2", F16, 80, 2.3),
+    Measured(FORWARD, "", "avx2", BF16, 80, 1.15),
+    Measured(BACKWARD, "dq", "avx512", F32, 512, 1.66),
+    Measured(BACKWARD, "dq", "avx512", F16, 160, 9.5),
+    Measured(BACKWARD, "dq", "avx512", BF16, 160, 1.33),
+    Measured(BACKWARD, "dq", "avx2", F32, 512, 1.55),
+    Measured(BACKWARD, "dq", "avx2", F16, 80, 9.9),
+    Measured(BACKWARD, "dq", "avx2", BF16, 160, 1.56),
+    Measured(BACKWARD, "all", "avx512", F32, 160, 1.06),
+    Measured(BACKWARD, "all", "avx512", F16, 160, 7.3),
+    Measured(BACKWARD, "all", "avx2", F32, 160, 1.02),
+    Measured(BACKWARD, "all", "avx2", F16, 80, 7.3),
+)
+
+#: B * H * N * M * D from which on; at 1×8×16×16×40 ours took 1.09 times as long as torch.
+LEAST_WORK = 100_000
+
+
+def _gradients(op: str, args: tuple[Any, ...]) -> str:
+    if op == FORWARD:
+        return ""
+    _, needs_k, needs_v = args[-1]
+    return "all" if needs_k or needs_v else "dq"
+
+
+@lru_cache(maxsize=256)
+def _measured(op: str, gradients: str, isa: str, dtype: torch.dtype, head: int) -> Measured | None:
+    for row in MEASURED:
+        if (row.op, row.gradients, row.isa, row.dtype) == (op, gradients, isa, dtype):
+            return row if head <= row.largest_head else None
+    return None
+
+
+def _on_cpu(op: str, args: tuple[Any, ...]) -> Measured | None:
+    """The row that speaks for our kernels, if they are there."""
+    ours = backend("cpu")
+    if ours.missing:
+        return None
+    q, k = args[:2] if op == FORWARD else args[1:3]
+    if q.numel() * k.shape[2] < LEAST_WORK:
+        return None
+    return _measured(op, _gradients(op, args), ours.variant(), q.dtype, q.shape[3])
+
+
+def leaves(name: str, op: str, args: tuple[Any, ...]) -> bool:
+    """Whether backend ``name`` leaves a call that it could serve to others, if one of them can."""
+    if op not in (FORWARD, BACKWARD):
+        return False
+    if name in OURS_ON_GPU:
+        return bool(args[0].is_cuda) and _gradients(op, args) != "dq"
+    if name == "sdpa":
+        return bool(args[0].is_cpu) and _on_cpu(op, args) is not None
+    return False
+
+
+def remark(name: str, op: str, args: tuple[Any, ...]) -> str:
+    """What there is to say about ``name`` and a call that it could serve; see `Candidate`."""
+    if op not in (FORWARD, BACKWARD):
+        return ""
+    gradients = _gradients(op, args)
+    if args[0].is_cuda and name in OURS_ON_GPU:
+        if gradients == "dq":
+            return "dq alone is wanted: three products of five"
+        what = "dk or dv is wanted" if gradients else "forward"
+        return f"{what}: left to torch or xformers, than which ours is not known to be faster"
+    if not args[0].is_cpu or name not in ("sdpa", "cpu"):
+        return ""
+    what = {"": "forward", "dq": "dq alone", "all": "dk or dv is wanted"}[gradients]
+    row = _on_cpu(op, args)
+    if row is None:
+        return f"{what}: ours not measured to be faster (preference.MEASURED)"
+    return f"{what}: ours measured at least {row.ratio:g} times as fast (preference.MEASURED)"
