@@ -193,6 +193,74 @@ void image_scale(const py::tuple& shape, const py::object& x, const py::tuple& s
     check("image_scale", error, words(s) + words("x", in));
 }
 
+// (address, batch stride, head stride, row stride) or None
+udp::Heads heads_of(const py::object& object) {
+    if (object.is_none()) return {};
+    const py::tuple t = py::reinterpret_borrow<py::tuple>(object);
+    return {address<void>(t[0].cast<uintptr_t>()), t[1].cast<int64_t>(), t[2].cast<int64_t>(),
+            t[3].cast<int64_t>()};
+}
+
+// (address, batch stride, head stride, key stride) or None
+udp::KeyBias key_bias(const py::object& object) {
+    if (object.is_none()) return {};
+    const py::tuple t = py::reinterpret_borrow<py::tuple>(object);
+    return {address<const float>(t[0].cast<uintptr_t>()), t[1].cast<int64_t>(),
+            t[2].cast<int64_t>(), t[3].cast<int64_t>()};
+}
+
+// (batch, heads, queries, keys, dim, dtype, scale)
+udp::AttentionShape attention_shape(const py::tuple& t) {
+    return {t[0].cast<int32_t>(), t[1].cast<int32_t>(), t[2].cast<int32_t>(),
+            t[3].cast<int32_t>(), t[4].cast<int32_t>(), static_cast<udp::DType>(t[5].cast<int>()),
+            t[6].cast<float>()};
+}
+
+std::string words(const udp::AttentionShape& s) {
+    return std::to_string(s.batch) + " x " + std::to_string(s.heads) + " heads of " +
+           std::to_string(s.queries) + " queries, " + std::to_string(s.keys) +
+           " keys and head dim " + std::to_string(s.dim);
+}
+
+void attention_one_tile(const py::tuple& shape, const py::tuple& grad_out, const py::tuple& q,
+                        const py::tuple& k, const py::tuple& v, const py::object& bias,
+                        const py::tuple& dq, uintptr_t stream) {
+    const udp::AttentionShape s = attention_shape(shape);
+    const udp::Heads go = heads_of(grad_out), from_q = heads_of(q), from_k = heads_of(k),
+                     from_v = heads_of(v), to = heads_of(dq);
+    const udp::KeyBias b = key_bias(bias);
+    const int error =
+        udp_attention_one_tile(&s, &go, &from_q, &from_k, &from_v, &b, &to, address<void>(stream));
+    check("attention_backward", error, words(s));
+}
+
+void attention(const py::tuple& shape, const py::tuple& q, const py::tuple& k, const py::tuple& v,
+               const py::object& bias, const py::tuple& out, uintptr_t lse, uintptr_t stream) {
+    const udp::AttentionShape s = attention_shape(shape);
+    const udp::Heads from_q = heads_of(q), from_k = heads_of(k), from_v = heads_of(v),
+                     to = heads_of(out);
+    const udp::KeyBias b = key_bias(bias);
+    const int error = udp_attention(&s, &from_q, &from_k, &from_v, &b, &to, address<float>(lse),
+                                    address<void>(stream));
+    check("attention", error, words(s));
+}
+
+void attention_backward(const py::tuple& shape, const py::tuple& grad_out, const py::tuple& q,
+                        const py::tuple& k, const py::tuple& v, const py::object& bias,
+                        const py::tuple& out, uintptr_t lse, const py::object& dq,
+                        const py::object& dk, const py::object& dv, uintptr_t workspace,
+                        uintptr_t stream) {
+    const udp::AttentionShape s = attention_shape(shape);
+    const udp::Heads go = heads_of(grad_out), from_q = heads_of(q), from_k = heads_of(k),
+                     from_v = heads_of(v), o = heads_of(out), to_q = heads_of(dq),
+                     to_k = heads_of(dk), to_v = heads_of(dv);
+    const udp::KeyBias b = key_bias(bias);
+    const int error = udp_attention_backward(&s, &go, &from_q, &from_k, &from_v, &b, &o,
+                                             address<const float>(lse), &to_q, &to_k, &to_v,
+                                             address<void>(workspace), address<void>(stream));
+    check("attention_backward", error, words(s));
+}
+
 // How many GPUs there are, and if none, CUDA's words for why. Without a driver the call may answer
 // any of several errors and leave its output as it was.
 py::tuple devices() {
@@ -219,6 +287,13 @@ PYBIND11_MODULE(_native_cuda, m) {
     m.def("denoising_loss", &denoising_loss);
     m.def("group_norm_silu", &group_norm_silu);
     m.def("group_norm_silu_backward", &group_norm_silu_backward);
+    m.def("attention", &attention);
+    m.def("attention_backward", &attention_backward);
+    m.def("attention_backward_workspace", [](const py::tuple& shape) {
+        const udp::AttentionShape s = attention_shape(shape);
+        return udp_attention_backward_workspace(&s);
+    });
+    m.def("attention_one_tile", &attention_one_tile);
     m.def("quantize", &quantize);
     m.def("image_scale", &image_scale);
     m.def("pgd_step_workspace", [](const py::tuple& shape, int step, int norm) {

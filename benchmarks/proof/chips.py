@@ -133,6 +133,16 @@ def _units_of(opcode: str) -> tuple[str, ...]:
     return (class_of(opcode),)
 
 
+def _wavefronts(opcode: str) -> int:
+    """Passes over the banks of shared memory, 128 bytes each, that a warp's access takes at least."""
+    name, *suffixes = opcode.split(".")
+    if name == "LDSM":  # matrices of 128 bytes
+        return int(suffixes[-1]) if suffixes and suffixes[-1] in ("2", "4") else 1
+    if name in ("LDS", "STS"):
+        return 4 if "128" in suffixes else 2 if "64" in suffixes else 1
+    return 1
+
+
 def by_class(opcodes: Mapping[str, int]) -> Counter[str]:
     found: Counter[str] = Counter()
     for opcode, n in opcodes.items():
@@ -160,7 +170,7 @@ def predict(
         units["issue"] += n
         for unit in _units_of(opcode):
             if unit in rates:
-                units[unit] += n
+                units[unit] += n * _wavefronts(opcode)
     clocks = {unit: n / elements / rates[unit] for unit, n in units.items()}
     # Wide accesses keep the first-level cache busy for longer than the load-store unit.
     clocks["global"] = max(clocks.get("global", 0.0), bytes_each / 128)

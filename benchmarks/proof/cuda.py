@@ -25,7 +25,7 @@ from types import ModuleType
 
 from . import cache as kept
 from .chips import REGISTERS
-from .form import Form, Sizes, Stream
+from .form import Form, Products, Sizes, Stream
 from .machine_code import Code, read, run
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +39,8 @@ TYPES: dict[str, tuple[str, Sizes]] = {
     "unsigned char": ("u8", (1,)),
     "Any<false>": ("any", (2, 4)),
     "Any<true>": ("any/u8", (1, 2, 4)),
+    "__half": ("f16", (2,)),
+    "__nv_bfloat16": ("bf16", (2,)),
 }
 
 
@@ -54,6 +56,9 @@ class Gate:
     #: or 5 where types are known only at run time, as walk.cuh has it.
     blocks: int | None = None
     shared: int = 2048  # bytes of a block, at most
+    products: Products | None = None
+    registers: int | None = None  # in place of what blocks allow
+    dynamic: int = 0  # bytes of shared memory that a launch asks for
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,75 @@ def _step_images(delta: str, original: str, gradient: str) -> Gate:
     return Gate(streams("Flat<8>", loads=[delta, original, gradient], stores=[delta, gradient]))
 
 
+#: Warp instructions a pair of query and key in the main loops of FlashAttention-2's backward, as it
+#: is shipped in PyTorch's CUDA wheel for sm_80: by head dim. It pads 40 to 64 and 80 to 96.
+FLASH_ATTENTION_2 = {64: 0.75, 96: 0.94, 128: 1.20}
+#: What we allow ourselves for dq alone, which is three products of five.
+ONLY_DQ = {40: 0.45, 64: 0.65 * 0.75, 80: 0.60, 128: 0.65 * 1.20}
+
+
+def _tile_bytes(rows: int, dim: int) -> int:
+    """Two tensors' tiles of so many 16-bit rows, an odd number of 16-byte chunks apart."""
+    return 2 * rows * 2 * (dim if dim // 8 % 2 else dim + 8)
+
+
+def _steps(dim: int) -> int:
+    """mma instructions of a product over the columns of a head, for 16 rows times eight."""
+    return -(-dim // 16)
+
+
+@gate("attention_backward", "attention_dq_one_tile")
+def _dq_one_tile(t: str, dim: str, keys: str, tiles: str) -> Gate:
+    d, m, r = int(dim), int(keys), int(tiles)
+    n = r * m // 8  # blocks of 16 queries and eight keys
+    products = Products(
+        pairs=16 * r * m,
+        # S and dP, the bias as a product, and dq from 16 keys at a time
+        tensor=n * (2 * _steps(d) + 1) + n // 2 * d // 8,
+        limit=ONLY_DQ.get(d),
+        alike=n // r * (r - 1),  # the bias of one 16 rows and of the next
+    )
+    return Gate(products=products, registers=255, dynamic=_tile_bytes(m, d) + 16 * m)
+
+
+def _tiled(dim: str, tiles: int, products: int, weighted: int, limit: float | None) -> Gate:
+    """A loop over tiles of 64 rows, of so many products over columns and over rows."""
+    d = int(dim)
+    n = tiles * 64 // 8
+    tensor = n * products * _steps(d) + n // 2 * weighted * d // 8
+    return Gate(
+        products=Products(16 * tiles * 64, tensor, limit),
+        registers=255,
+        dynamic=2 * _tile_bytes(64, d) + 1024,
+    )
+
+
+@gate("attention", "attention_forward")
+def _forward(t: str, dim: str, tiles: str) -> Gate:
+    return _tiled(dim, int(tiles), 1, 1, None)
+
+
+#: The two kernels of dq, dk and dv together need no more than FlashAttention-2's one: 64 and 128.
+_SHARE_OF_DQ = 0.43
+
+
+@gate("attention_backward", "attention_dq")
+def _dq(t: str, dim: str) -> Gate:
+    whole = FLASH_ATTENTION_2.get(int(dim))
+    return _tiled(dim, 1, 2, 1, None if whole is None else _SHARE_OF_DQ * whole)
+
+
+@gate("attention_backward", "attention_dkdv")
+def _dkdv(t: str, dim: str) -> Gate:
+    whole = FLASH_ATTENTION_2.get(int(dim))
+    return _tiled(dim, 1, 2, 2, None if whole is None else (1 - _SHARE_OF_DQ) * whole)
+
+
+@gate("attention_backward", "attention_delta")
+def _delta(t: str) -> Gate:
+    return Gate()
+
+
 # --- names ----------------------------------------------------------------------------------------
 
 
@@ -257,11 +331,13 @@ def form_of(signature: str) -> Form:
         kernel=kernel,
         label=label,
         threads=threads(),
-        registers=REGISTERS // (blocks * threads()) // 8 * 8,
         shared=made.shared,
+        registers=made.registers or REGISTERS // (blocks * threads()) // 8 * 8,
         stream=made.stream,
         instructions=made.instructions,
         draws=made.draws,
+        products=made.products,
+        dynamic=made.dynamic,
     )
 
 

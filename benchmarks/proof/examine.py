@@ -16,7 +16,7 @@ from udp_fast.backends.registry import backend
 from .chips import ARCHITECTURES, CHIPS, Chip, Prediction, occupancy, own_shared, predict
 from .expected import EXPECTED, Expected, expectation
 from .form import Form, Turn, failures, turn_of
-from .machine_code import Code
+from .machine_code import Code, global_access
 
 LANGUAGES = ("CUDA", "Triton")
 
@@ -44,7 +44,7 @@ class Entry:
 
     @property
     def shared(self) -> int:
-        return own_shared(self.architecture, self.code.shared)
+        return own_shared(self.architecture, self.code.shared) + self.form.dynamic
 
     @property
     def occupancy(self) -> float:
@@ -59,6 +59,18 @@ class Entry:
         if self.turn is None or self.chip is None:
             return None
         return predict(self.chip, self.code.loop, self.turn.elements, self.turn.bytes_each)
+
+    def product_prediction(self, chip: Chip) -> Prediction | None:
+        """Of a kernel of products, for a pair. What is copied to shared memory asynchronously are tiles
+        that all blocks of a head share, so it counts as instructions but not as memory's."""
+        if self.form.products is None:
+            return None
+        pairs = self.form.products.pairs
+        opcodes = self.code.loop
+        alone = {o: n for o, n in opcodes.items() if not o.startswith("LDGSTS")}
+        accesses = ((global_access(opcode), n) for opcode, n in alone.items())
+        moved = 32 * sum(access[1] * n for access, n in accesses if access)
+        return predict(chip, opcodes, pairs / 32, moved / pairs)
 
     @property
     def expectation(self) -> Expected | None:

@@ -49,6 +49,16 @@ class Stream:
 
 
 @dataclass(frozen=True)
+class Products:
+    """The main loop of a kernel that multiplies matrices on the tensor cores, in one turn of a warp."""
+
+    pairs: int  # of a query and a key
+    tensor: int  # instructions that the products need: no more of them than that
+    limit: float | None  # warp instructions a pair on sm_80, at most
+    alike: int = 0  # of `tensor`: that compute what others do, so that ptxas may leave them out
+
+
+@dataclass(frozen=True)
 class Form:
     """A kernel in one form: a Triton variant, or an instantiation of a CUDA template."""
 
@@ -62,6 +72,8 @@ class Form:
     stream: Stream | None = None  # absent: nothing is demanded of its loops
     instructions: float | None = None  # an element on sm_90, at most
     draws: bool = False  # random numbers
+    products: Products | None = None
+    dynamic: int = 0  # bytes of shared memory that a launch asks for
 
     @property
     def title(self) -> str:
@@ -103,9 +115,26 @@ def failures(form: Form, architecture: str, code: Code) -> list[str]:
     shared, limit = own_shared(architecture, code.shared), min(form.shared, SHARED_OF_BLOCK)
     if shared > limit:
         found.append(f"{shared} bytes of shared memory, the limit is {limit}")
+    if shared + form.dynamic > SHARED_OF_BLOCK:
+        found.append(
+            f"{shared} and at launch {form.dynamic} bytes of shared memory, a block has"
+            f" {SHARED_OF_BLOCK}"
+        )
+    if form.products is not None:
+        found += _product_failures(form.products, architecture, code)
     if form.stream is not None:
         found += _stream_failures(form, form.stream, architecture, code)
     return found
+
+
+def _product_failures(products: Products, architecture: str, code: Code) -> Iterator[str]:
+    tensor = code.count("HMMA")
+    if not products.tensor - products.alike <= tensor <= products.tensor:
+        yield f"{tensor} tensor-core instructions in the main loop, the products need {products.tensor}"
+        return
+    each = code.turn / products.pairs
+    if architecture == "80" and products.limit is not None and each > products.limit:
+        yield f"{each:.4f} instructions a pair of query and key, at most {products.limit:g} are allowed"
 
 
 def _stream_failures(form: Form, stream: Stream, architecture: str, code: Code) -> Iterator[str]:

@@ -251,7 +251,7 @@ def _turn(blocks: list[Block], order: list[int], loop: Loop) -> list[int]:
 
 def _code(blocks: list[Block], used: dict[str, int]) -> Code:
     order = _order(blocks)
-    best: tuple[int, int] = (0, 0)
+    best: tuple[int, int, int, int] = (0, 0, 0, 0)
     loop: Counter[str] = Counter()
     widths: set[int] = set()
     for candidate in _loops(blocks, order):
@@ -260,8 +260,12 @@ def _code(blocks: list[Block], used: dict[str, int]) -> Code:
         whole = [
             o for b in turn for i, o in enumerate(blocks[b].opcodes) if i not in blocks[b].masked
         ]
+        # Where there are tensor cores, the loop that keeps them busy; of two that do so alike, one for
+        # whole tiles and one with masks for the last or for a bias, the former, which is shorter.
+        products = sum(opcode.startswith("HMMA") for opcode in opcodes)
+        length = -len(opcodes) if products else 0
         # Loops over whole groups have no masks, and move more than those over what remains.
-        weight = (_moved(whole), _moved(opcodes))
+        weight = (products, length, _moved(whole), _moved(opcodes))
         if weight > best:
             best, loop = weight, Counter(opcodes)
             accesses = map(global_access, (o for b in candidate.body for o in blocks[b].opcodes))

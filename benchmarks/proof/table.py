@@ -95,6 +95,51 @@ def limiters(found: Examination) -> list[Row]:
     return [rows[0], *sorted(rows[1:])]
 
 
+def products(found: Examination) -> list[Row]:
+    """A row a kernel of matrix products and head dim, bf16: sm_80's instructions, chips' limiters."""
+    rows: list[Row] = [
+        (
+            "kernel", "language", "form", "instructions a pair, sm_80", "of them tensor", "at most",
+            "registers", "shared", "occupancy", *(chip.name for chip in CHIPS),
+        )
+    ]  # fmt: skip
+    mine = [
+        e for e in found.entries if e.form.products is not None and "f16 " in e.form.label + " "
+    ]
+    for (kernel, language, label), entries in groups(
+        mine, lambda e: (e.form.kernel, e.form.language, e.form.label)
+    ).items():
+        of = {e.architecture: e for e in entries}
+        if "80" not in of or not label.startswith("bf16"):
+            continue
+        entry, wanted = of["80"], of["80"].form.products
+        assert wanted is not None
+        rows.append(
+            (
+                kernel,
+                language,
+                label,
+                f"{entry.code.turn / wanted.pairs:.3f}",
+                f"{wanted.tensor / entry.code.turn:.0%}",
+                "–" if wanted.limit is None else f"{wanted.limit:.3f}",
+                span(e.code.registers for e in entries),
+                str(entry.shared),
+                span(100 * e.occupancy for e in entries) + " %",
+                *(_busiest(of.get(chip.architecture), chip) for chip in CHIPS),
+            )
+        )
+    return [rows[0], *sorted(rows[1:], key=lambda r: (r[0], r[1], [*map(int, r[2].split()[1:])]))]
+
+
+def _busiest(entry: Entry | None, chip: Chip) -> str:
+    """The limiter, and how busy it keeps the tensor cores."""
+    found = None if entry is None else entry.product_prediction(chip)
+    if found is None:
+        return "–"
+    tensor = found.clocks["tensor"] / found.clocks[found.limiter]
+    return f"{found.limiter} (tensor {tensor:.0%})"
+
+
 def instructions(found: Examination, architecture: str = "90") -> list[Row]:
     """A row a kernel and size of an element: instructions of its longest form by class."""
     names = [*CLASSES, "other"]
@@ -225,6 +270,14 @@ Every unit is taken to be busy all the time, none to wait for another: what take
 limiter. In bold what is not memory, and its time in % of memory's.
 
 {markdown(limiters(found))}
+
+Kernels of matrix products: warp instructions of the main loop for a pair of a query and a key, the
+largest number allowed, and what bounds them, with the share of that time for which the tensor cores
+are busy. For dq, dk and dv, FlashAttention-2's backward needs 0.75 at head dim 64 and 1.20 at 128;
+`attention_dq` and `attention_dkdv` share that. Tiles that every block of a head reads again are not
+counted as memory's.
+
+{markdown(products(found))}
 
 Accepted, with the reason:
 

@@ -117,6 +117,35 @@ __device__ __forceinline__ void store_global(T* address, const T& value) {
     }
 }
 
+// A store of 16, 8 or 4 bytes in the lanes where `wanted` is true: one instruction under a
+// predicate, where an if would be a branch.
+template <class T>
+__device__ __forceinline__ void store_global_if(bool wanted, T* address, const T& value) {
+    static_assert(std::is_trivially_copyable<T>::value, "T is moved as bits");
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "");
+    uint32_t w[sizeof(T) / 4];
+    memcpy(w, &value, sizeof value);
+    const uint32_t condition = wanted;
+    if constexpr (sizeof(T) == 16) {
+        asm volatile(
+            "{ .reg .pred p; setp.ne.u32 p, %5, 0; @p st.global.v4.u32 [%0], {%1, %2, %3, %4}; }" ::
+                "l"(address),
+            "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(condition)
+            : "memory");
+    } else if constexpr (sizeof(T) == 8) {
+        asm volatile(
+            "{ .reg .pred p; setp.ne.u32 p, %3, 0; @p st.global.v2.u32 [%0], {%1, %2}; }" ::"l"(
+                address),
+            "r"(w[0]), "r"(w[1]), "r"(condition)
+            : "memory");
+    } else {
+        asm volatile(
+            "{ .reg .pred p; setp.ne.u32 p, %2, 0; @p st.global.u32 [%0], %1; }" ::"l"(address),
+            "r"(w[0]), "r"(condition)
+            : "memory");
+    }
+}
+
 // The same for shared memory.
 template <class T>
 __device__ __forceinline__ T load_shared(const T* address) {
@@ -223,6 +252,63 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
     }
+}
+
+// mma.sync m16n8k8: the same with a 16x8 and b 8x8, for the odd eight columns of a head.
+//   a[0]: row g, columns 2t, 2t+1   a[1]: row g + 8, the same columns   b: rows 2t, 2t+1, column g
+template <class Half>
+__device__ __forceinline__ void mma_m16n8k8(float (&d)[4], const uint32_t (&a)[2], uint32_t b) {
+    static_assert(std::is_same<Half, __half>::value || std::is_same<Half, __nv_bfloat16>::value,
+                  "Half is __half or __nv_bfloat16");
+    if constexpr (std::is_same<Half, __half>::value) {
+        asm volatile(
+            "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+            "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(b));
+    } else {
+        asm volatile(
+            "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 "
+            "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(b));
+    }
+}
+
+// Two floats to a register of two Halfs, to nearest even, `low` in the low half.
+template <class Half>
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+    uint32_t word;
+    if constexpr (std::is_same<Half, __half>::value) {
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    } else {
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    }
+    return word;
+}
+
+template <class Half>
+__device__ __forceinline__ float low_half(uint32_t pair) {
+    if constexpr (std::is_same<Half, __half>::value) {
+        return __half2float(__ushort_as_half(static_cast<unsigned short>(pair)));
+    } else {
+        return __uint_as_float(pair << 16);
+    }
+}
+template <class Half>
+__device__ __forceinline__ float high_half(uint32_t pair) {
+    if constexpr (std::is_same<Half, __half>::value) {
+        return __half2float(__ushort_as_half(static_cast<unsigned short>(pair >> 16)));
+    } else {
+        return __uint_as_float(pair & 0xffff0000u);
+    }
+}
+
+// The products of two float16 in each of a and b.
+__device__ __forceinline__ uint32_t multiply_float16(uint32_t a, uint32_t b) {
+    uint32_t product;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+    return product;
 }
 
 // cp.async: kBytes (4, 8 or 16) from global to shared memory without passing a register; only the

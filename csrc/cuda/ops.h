@@ -51,6 +51,27 @@ enum class Step : int { sign, l2, raw };
 enum class Norm : int { linf, l2 };
 enum class Target : int { given, epsilon, velocity, sample, flow };
 
+// A tensor [batch, heads, rows, dim] of 16-bit floats: strides in elements, multiples of 8, the
+// last dimension's is 1; data is aligned to 16 bytes. A row's stride is less than 2^24.
+struct Heads {
+    void* data;
+    int64_t batch, head, row;
+};
+
+// Added to the scaled scores of all queries; data is null where there is none. Strides may be 0.
+struct KeyBias {
+    const float* data;
+    int64_t batch, head, key;
+};
+
+// All > 0; batch and heads at most 65535, queries and keys 2^30; scale from 2^-20 to 2^20; dim: of
+// 40, 64, 80, 128, 160. type: float16 or bfloat16.
+struct AttentionShape {
+    int32_t batch, heads, queries, keys, dim;
+    DType type;
+    float scale;
+};
+
 // One of the images of `udp_pgd_step_multi`: `elements` in any one dense order, the same for all.
 struct Image {
     void *delta, *adversarial;
@@ -113,4 +134,23 @@ int udp_group_norm_silu_backward(const udp::Shape* shape, int64_t groups,
                                  const udp::Vector* bias, int silu, const udp::Tensor* dx,
                                  const udp::Vector* dweight, const udp::Vector* dbias,
                                  void* workspace, void* stream);
+// lse: [batch, heads, queries], natural logarithm, or null.
+int udp_attention(const udp::AttentionShape* shape, const udp::Heads* q, const udp::Heads* k,
+                  const udp::Heads* v, const udp::KeyBias* bias, const udp::Heads* out, float* lse,
+                  void* stream);
+
+// Any number of keys; out and lse are the forward's. A gradient whose data is null is not wanted;
+// of head dim 160 only dq can be had. workspace: as many bytes, aligned to 8, as the first function
+// says.
+int64_t udp_attention_backward_workspace(const udp::AttentionShape* shape);
+int udp_attention_backward(const udp::AttentionShape* shape, const udp::Heads* grad_out,
+                           const udp::Heads* q, const udp::Heads* k, const udp::Heads* v,
+                           const udp::KeyBias* bias, const udp::Heads* out, const float* lse,
+                           const udp::Heads* dq, const udp::Heads* dk, const udp::Heads* dv,
+                           void* workspace, void* stream);
+
+// At most 128 keys: the gradient of q from q, k, v and that of the output alone.
+int udp_attention_one_tile(const udp::AttentionShape* shape, const udp::Heads* grad_out,
+                           const udp::Heads* q, const udp::Heads* k, const udp::Heads* v,
+                           const udp::KeyBias* bias, const udp::Heads* dq, void* stream);
 }

@@ -53,6 +53,12 @@ UDP_UNINSTRUMENTED void store_global(T* address, const T& value) {
     memcpy(address, &value, sizeof value);
 }
 template <class T>
+UDP_UNINSTRUMENTED void store_global_if(bool wanted, T* address, const T& value) {
+    if (!wanted) return;
+    emulator::access(address, sizeof(T), emulator::kStore | emulator::kExact, UDP_EMULATOR_WHERE);
+    memcpy(address, &value, sizeof value);
+}
+template <class T>
 UDP_UNINSTRUMENTED T load_shared(const T* address) {
     static_assert(std::is_trivially_copyable<T>::value && sizeof(Word<T>) == sizeof(T), "");
     emulator::access(address, sizeof(T), emulator::kLoad | emulator::kExact, UDP_EMULATOR_WHERE);
@@ -159,6 +165,38 @@ UDP_UNINSTRUMENTED void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], cons
         },
         "mma_m16n8k16", site);
     memcpy(d, operand.d, sizeof operand.d);
+}
+
+// Zeros in the columns of a and rows of b that m16n8k16 has beyond these: the same sums.
+template <class Half>
+UDP_UNINSTRUMENTED void mma_m16n8k8(float (&d)[4], const uint32_t (&a)[2], uint32_t b,
+                                    emulator::Site site = emulator::Site::here()) {
+    const uint32_t wide_a[4] = {a[0], a[1], 0, 0}, wide_b[2] = {b, 0};
+    mma_m16n8k16<Half>(d, wide_a, wide_b, site);
+}
+
+template <class Half>
+inline uint32_t pack(float low, float high) {
+    return Half(low).bits | static_cast<uint32_t>(Half(high).bits) << 16;
+}
+
+template <class Half>
+inline float low_half(uint32_t pair) {
+    return Half::from_bits(static_cast<unsigned short>(pair));
+}
+template <class Half>
+inline float high_half(uint32_t pair) {
+    return Half::from_bits(static_cast<unsigned short>(pair >> 16));
+}
+
+inline uint32_t multiply_float16(uint32_t a, uint32_t b) {
+    const auto product = [&](int half) {
+        const auto of = [&](uint32_t word) {
+            return float(__half::from_bits(static_cast<unsigned short>(word >> half)));
+        };
+        return static_cast<uint32_t>(__half(of(a) * of(b)).bits) << half;
+    };
+    return product(0) | product(16);
 }
 
 template <int kBytes>

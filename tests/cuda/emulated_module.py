@@ -66,6 +66,21 @@ class CBounds(ctypes.Structure):
     _fields_ = [(name, ctypes.c_double) for name in ("lo", "hi", "out_lo", "out_hi")]
 
 
+class CAttentionShape(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("batch", "heads", "queries", "keys", "dim")),
+        ("type", ctypes.c_int),
+        ("scale", ctypes.c_float),
+    ]
+
+
+class CHeads(ctypes.Structure):  # and a bias of keys
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("batch", "head", "row")),
+    ]
+
+
 class CImage(ctypes.Structure):
     _fields_ = [
         ("delta", ctypes.c_void_p),
@@ -74,6 +89,10 @@ class CImage(ctypes.Structure):
         ("original", ctypes.c_void_p),
         ("elements", ctypes.c_int64),
     ]
+
+
+Heads = tuple[int, int, int, int]
+AttentionShape = tuple[int, int, int, int, int, int, float]
 
 
 @dataclass(frozen=True)
@@ -463,6 +482,120 @@ class EmulatedModule(ModuleType):
             fills=[region(out, shape)],
             stream=stream,
         )
+
+    def attention(
+        self,
+        shape: AttentionShape,
+        q: Heads,
+        k: Heads,
+        v: Heads,
+        bias: Heads | None,
+        out: Heads,
+        lse: int,
+        stream: int,
+    ) -> None:
+        images, heads, queries, keys, *_ = shape
+        fills = [_rows(shape, out, queries)]
+        if lse:
+            fills.append(run_of(lse, images * heads * queries, 4))
+        self._run(
+            "attention",
+            ctypes.byref(CAttentionShape(*shape)),
+            *map(_heads, (q, k, v, bias, out)),
+            ctypes.c_void_p(lse),
+            reads=[
+                _rows(shape, q, queries),
+                _rows(shape, k, keys),
+                _rows(shape, v, keys),
+                *_key_bias(shape, bias),
+            ],
+            writes=[],
+            fills=fills,
+            stream=stream,
+        )
+
+    def attention_one_tile(
+        self,
+        shape: AttentionShape,
+        grad_out: Heads,
+        q: Heads,
+        k: Heads,
+        v: Heads,
+        bias: Heads | None,
+        dq: Heads,
+        stream: int,
+    ) -> None:
+        _, _, queries, keys, *_ = shape
+        self._run(
+            "attention_one_tile",
+            ctypes.byref(CAttentionShape(*shape)),
+            *map(_heads, (grad_out, q, k, v, bias, dq)),
+            reads=[
+                *(_rows(shape, x, queries) for x in (grad_out, q)),
+                *(_rows(shape, x, keys) for x in (k, v)),
+                *_key_bias(shape, bias),
+            ],
+            writes=[],
+            fills=[_rows(shape, dq, queries)],
+            stream=stream,
+        )
+
+    def attention_backward_workspace(self, shape: AttentionShape) -> int:
+        c = ctypes.byref(CAttentionShape(*shape))
+        return self._size("attention_backward", "udp_attention_backward_workspace", c)
+
+    def attention_backward(
+        self,
+        shape: AttentionShape,
+        grad_out: Heads,
+        q: Heads,
+        k: Heads,
+        v: Heads,
+        bias: Heads | None,
+        out: Heads,
+        lse: int,
+        dq: Heads | None,
+        dk: Heads | None,
+        dv: Heads | None,
+        workspace: int,
+        stream: int,
+    ) -> None:
+        images, heads, queries, keys, *_ = shape
+        gradients = ((dq, queries), (dk, keys), (dv, keys))
+        self._run(
+            "attention_backward",
+            ctypes.byref(CAttentionShape(*shape)),
+            *map(_heads, (grad_out, q, k, v, bias, out)),
+            ctypes.c_void_p(lse),
+            *map(_heads, (dq, dk, dv)),
+            ctypes.c_void_p(workspace),
+            reads=[
+                *(_rows(shape, x, queries) for x in (grad_out, q, out)),
+                *(_rows(shape, x, keys) for x in (k, v)),
+                *_key_bias(shape, bias),
+                run_of(lse, images * heads * queries, 4),
+            ],
+            writes=[],
+            fills=[
+                *(_rows(shape, x, count) for x, count in gradients if x is not None),
+                run_of(workspace, self.attention_backward_workspace(shape), 1),
+            ],
+            stream=stream,
+        )
+
+
+def _heads(tensor: Heads | None) -> Any:
+    return ctypes.byref(CHeads(*(tensor or (None, 0, 0, 0))))
+
+
+def _rows(shape: AttentionShape, tensor: Heads, count: int) -> Region:
+    images, heads, _, _, dim, *_ = shape
+    return Region(tensor[0], 2, (images, heads, count, dim), (*tensor[1:], 1))
+
+
+def _key_bias(shape: AttentionShape, bias: Heads | None) -> list[Region]:
+    images, heads, _, keys, *_ = shape
+    return [] if bias is None else [Region(bias[0], 4, (images, heads, keys), bias[1:])]
 
 
 #: Entries of the tables that the tests use.

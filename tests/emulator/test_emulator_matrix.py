@@ -25,6 +25,38 @@ def test_mma_equals_the_float64_product(kernels: Emulated, dtype: torch.dtype) -
     assert launch.mma == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_mma_equals_the_float64_product(kernels: Emulated, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(n, 8, generator=generator).to(dtype) for n in (16, 8))
+    c, d = torch.randn(16, 8, generator=generator), torch.zeros(16, 8)
+    is_bfloat16 = int(dtype == torch.bfloat16)
+    (launch,) = kernels.run("launch_one_narrow_mma", is_bfloat16, d, c, a, b, writes=[d], fills=[d])
+    exact = c.double() + a.double() @ b.double()
+    torch.testing.assert_close(d.double(), exact, rtol=2**-23, atol=0.0)
+    assert launch.mma == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_pairs_of_halfs(kernels: Emulated, dtype: torch.dtype) -> None:
+    x = torch.randn(32, 2, generator=torch.Generator().manual_seed(0))
+    packed, back = torch.zeros(32, dtype=torch.int32), torch.zeros(32, 2)
+    is_bfloat16 = int(dtype == torch.bfloat16)
+    kernels.run("launch_pairs", is_bfloat16, packed, back, x, writes=[packed], fills=[back])
+    rounded = x.to(dtype)
+    assert torch.equal(back, rounded.float())
+    stored = torch.arange(32) % 3 == 0
+    assert torch.equal(packed.view(dtype).view(32, 2)[stored], rounded[stored])
+    assert packed[~stored].count_nonzero() == 0
+
+
+def test_products_of_pairs(kernels: Emulated) -> None:
+    a, b = torch.randn(2, 64, generator=torch.Generator().manual_seed(0)).half()
+    out = torch.zeros(64, dtype=torch.float16)
+    kernels.run("launch_float16_products", out, a, b, writes=[out], fills=[out])
+    assert torch.equal(out, a * b)
+
+
 @pytest.mark.parametrize("transposed", [0, 1])
 @pytest.mark.parametrize("matrices", [1, 2, 4])
 def test_ldmatrix(kernels: Emulated, matrices: int, transposed: int) -> None:

@@ -125,3 +125,13 @@ def test_both_languages_are_examined_for_the_same_architectures() -> None:
     from benchmarks.proof import cuda
 
     assert tuple(map(str, ARCHS)) == ARCHITECTURES == cuda.load_build().ARCHITECTURES
+
+
+@pytest.mark.parametrize(
+    ("opcode", "clocks"),
+    [("LDSM.16.M88.4", 4), ("LDSM.16.MT88.2", 2), ("LDS.128", 4), ("STS.64", 2), ("LDS", 1)],
+)
+def test_wide_accesses_of_shared_memory_take_a_pass_for_128_bytes(opcode: str, clocks: int) -> None:
+    found = predict(H100, {opcode: 1}, elements=1, bytes_each=0)
+    assert found.limiter == "shared"
+    assert found.clocks["shared"] == clocks / 32

@@ -42,6 +42,46 @@ extern "C" int launch_one_mma(int bfloat16, float* d, const float* c, const uint
                     : start(one_mma<__half>, 1, 32, 0, d, c, a, b);
 }
 
+// The same of a[16][8] and b[8][8].
+template <class Half>
+__global__ void one_narrow_mma(float* d, const float* c, const uint16_t* a, const uint16_t* b) {
+    const int g = threadIdx.x / 4, t = threadIdx.x % 4;
+    const auto two = [](uint16_t low, uint16_t high) { return low | uint32_t{high} << 16; };
+    const uint16_t *row = a + g * 8 + 2 * t, *column = b + 2 * t * 8 + g;
+    const uint32_t a_fragment[2] = {two(row[0], row[1]), two(row[64], row[65])};
+    float d_fragment[4];
+    for (int r = 0; r < 4; ++r) d_fragment[r] = c[(g + 8 * (r / 2)) * 8 + 2 * t + r % 2];
+    udp::mma_m16n8k8<Half>(d_fragment, a_fragment, two(column[0], column[8]));
+    for (int r = 0; r < 4; ++r) d[(g + 8 * (r / 2)) * 8 + 2 * t + r % 2] = d_fragment[r];
+}
+extern "C" int launch_one_narrow_mma(int bfloat16, float* d, const float* c, const uint16_t* a,
+                                     const uint16_t* b) {
+    return bfloat16 ? start(one_narrow_mma<__nv_bfloat16>, 1, 32, 0, d, c, a, b)
+                    : start(one_narrow_mma<__half>, 1, 32, 0, d, c, a, b);
+}
+
+// The pairs that pack makes of x, in every third lane only, and what low_half and high_half read in
+// them: back[2i], back[2i + 1].
+template <class Half>
+__global__ void pairs(uint32_t* packed, float* back, const float* x) {
+    const int i = threadIdx.x;
+    const uint32_t pair = udp::pack<Half>(x[2 * i], x[2 * i + 1]);
+    udp::store_global_if(i % 3 == 0, packed + i, pair);
+    back[2 * i] = udp::low_half<Half>(pair);
+    back[2 * i + 1] = udp::high_half<Half>(pair);
+}
+extern "C" int launch_pairs(int bfloat16, uint32_t* packed, float* back, const float* x) {
+    return bfloat16 ? start(pairs<__nv_bfloat16>, 1, 32, 0, packed, back, x)
+                    : start(pairs<__half>, 1, 32, 0, packed, back, x);
+}
+
+__global__ void float16_products(uint32_t* out, const uint32_t* a, const uint32_t* b) {
+    out[threadIdx.x] = udp::multiply_float16(a[threadIdx.x], b[threadIdx.x]);
+}
+extern "C" int launch_float16_products(uint32_t* out, const uint32_t* a, const uint32_t* b) {
+    return start(float16_products, 1, 32, 0, out, a, b);
+}
+
 // out[lane][matrix] of kMatrices 8x8 matrices below each other.
 template <bool kTransposed, int kMatrices>
 __global__ void load_matrices(uint32_t* out, const uint16_t* in) {

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..registry import Backend, one_by_one
 from . import native
+from .attention import attention, attention_backward
+from .attention import not_supported_reasons as attention_reasons
 from .denoising_loss import denoising_loss
 from .group_norm_silu import group_norm_silu, group_norm_silu_backward
 from .image_scale import image_scale
@@ -52,7 +54,9 @@ def _not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
                 return [f"tensors are on {device} and {value.device}, not on one GPU"]
             device = value.device
     too_old = _too_old(device) if device is not None else ""
-    return [too_old] if too_old else []
+    if too_old:
+        return [too_old]
+    return attention_reasons(op, args) if op.startswith("attention") else []
 
 
 def _status() -> str:
@@ -71,6 +75,8 @@ def _status() -> str:
 BACKEND = Backend(
     name="cuda",
     ops={
+        "attention": attention,
+        "attention_backward": attention_backward,
         "denoising_loss": denoising_loss,
         "group_norm_silu": group_norm_silu,
         "group_norm_silu_backward": group_norm_silu_backward,
