@@ -39,7 +39,7 @@ AVX512 = (
     ["/arch:AVX512"]
     if MSVC
     # g++ 12 warns about its own header's deliberately undefined registers.
-    else [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-Wno-maybe-uninitialized"]
+    else [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 )
 
 #: Only these files may use more than the processor every build runs on.
@@ -48,6 +48,7 @@ SOURCES = [
     *(FLAGS if X86 else ()),
     "csrc/cpu/kernels_baseline.cpp",
     "csrc/bindings.cpp",
+    "csrc/cpu/attention.cpp",
     "csrc/cpu/isa.cpp",
     "csrc/cpu/launch.cpp",
     "csrc/cpu/parallel.cpp",

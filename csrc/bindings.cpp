@@ -7,6 +7,7 @@
 #include <array>
 #include <stdexcept>
 
+#include "cpu/attention_launch.h"
 #include "cpu/isa.h"
 #include "cpu/launch.h"
 #include "cpu/parallel.h"
@@ -148,6 +149,61 @@ void image_scale(const py::tuple& shape, const py::object& x, const py::object& 
     udp::image_scale(args, sizes, threads);
 }
 
+// (images, heads, queries, keys, size of a head)
+udp::AttentionShape attention_shape(const py::tuple& t) {
+    return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>(), t[3].cast<int64_t>(),
+            t[4].cast<int64_t>()};
+}
+
+// (address, dtype, image stride, head stride, row stride) or None
+udp::Heads heads(const py::object& object) {
+    const Operand o = operand(object);
+    return {o.data, o.type, o.image, o.channel, o.pixel};
+}
+
+// (address, image stride, head stride, query stride, key stride) or None
+udp::Bias bias_of(const py::object& object) {
+    if (object.is_none()) return {};
+    const py::tuple t = py::reinterpret_borrow<py::tuple>(object);
+    return {reinterpret_cast<const float*>(t[0].cast<uintptr_t>()), t[1].cast<int64_t>(),
+            t[2].cast<int64_t>(), t[3].cast<int64_t>(), t[4].cast<int64_t>()};
+}
+
+void attention(const py::tuple& shape, const py::object& q, const py::object& k,
+               const py::object& v, const py::object& bias, double scale, const py::object& out,
+               uintptr_t lse, int threads) {
+    const udp::Attention args{attention_shape(shape),
+                              heads(q),
+                              heads(k),
+                              heads(v),
+                              heads(out),
+                              bias_of(bias),
+                              static_cast<float>(scale),
+                              reinterpret_cast<float*>(lse)};
+    py::gil_scoped_release release;
+    udp::attention(args, threads);
+}
+
+void attention_backward(const py::tuple& shape, const py::object& grad_out, const py::object& q,
+                        const py::object& k, const py::object& v, const py::object& bias,
+                        const py::object& out, uintptr_t lse, double scale, const py::object& dq,
+                        const py::object& dk, const py::object& dv, int threads) {
+    const udp::AttentionBackward args{attention_shape(shape),
+                                      heads(grad_out),
+                                      heads(q),
+                                      heads(k),
+                                      heads(v),
+                                      heads(out),
+                                      heads(dq),
+                                      heads(dk),
+                                      heads(dv),
+                                      bias_of(bias),
+                                      static_cast<float>(scale),
+                                      reinterpret_cast<const float*>(lse)};
+    py::gil_scoped_release release;
+    udp::attention_backward(args, threads);
+}
+
 std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
     uint32_t words[4] = {counter[0], counter[1], counter[2], counter[3]};
     udp::philox4x32_10(words, key[0], key[1]);
@@ -173,6 +229,8 @@ PYBIND11_MODULE(_native, m) {
     m.def("denoising_loss", &denoising_loss);
     m.def("quantize", &quantize);
     m.def("image_scale", &image_scale);
+    m.def("attention", &attention);
+    m.def("attention_backward", &attention_backward);
 
     m.def(
         "compiled_isas", [] { return isa_names(false); },

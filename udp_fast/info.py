@@ -10,7 +10,7 @@ import sys
 import torch
 
 from . import __version__
-from .backends.registry import ORDER, backend
+from .backends.registry import NAMES, backend
 
 _PACKAGES = ("torch", "numpy", "triton", "diffusers", "xformers", "pillow")
 _VARIABLES = (
@@ -31,6 +31,8 @@ _VARIABLES = (
 
 
 def _version(package: str) -> str:
+    if package == "torch":
+        return torch.__version__  # with the local part, +cu126, that its metadata may lack
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -48,7 +50,7 @@ def _cuda() -> str:
 
 def report() -> str:
     """The whole report as text."""
-    backends = [backend(name) for name in ORDER]
+    backends = [backend(name) for name in NAMES]
     ops = sorted({op for b in backends for op in b.ops})
     width = max(map(len, ops))
     lines = [

@@ -8,6 +8,7 @@
 #include "../math/diffuse.h"
 #include "../math/pgd.h"
 #include "../math/quantize.h"
+#include "attention.h"
 #include "noise.h"
 #include "rows.h"
 
@@ -398,8 +399,11 @@ void copy(float* to, const float* from, int64_t n, bool stream) {
 }  // namespace
 
 extern const Kernels kKernels;
-const Kernels kKernels = {UDP_ISA_NAME,   gradient_square, stepped_square, pgd_step, q_sample,
-                          denoising_loss, quantize,        image_scale,    copy};
+const Kernels kKernels = {UDP_ISA_NAME,       gradient_square, stepped_square,
+                          pgd_step,           q_sample,        denoising_loss,
+                          quantize,           image_scale,     copy,
+                          attention_floats,   attention,       attention_backward_floats,
+                          attention_backward, attention_sum};
 
 }  // namespace UDP_ISA
 }  // namespace udp

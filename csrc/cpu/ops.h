@@ -103,7 +103,59 @@ struct ImageScale {
     bool stream;
 };
 
-// Each function serves one chunk of one image.
+// --- attention -----------------------------------------------------------------------------------
+
+struct AttentionShape {
+    int64_t images, heads, queries, keys, size;  // size: of a head
+};
+
+// A tensor [images, heads, rows, size]: strides in elements, the last one 1.
+struct Heads {
+    void* data = nullptr;  // null: not wanted
+    DType type = DType::float32;
+    int64_t image = 0, head = 0, row = 0;
+};
+
+// Added to the scores, [images, heads, queries, keys]: strides, any of them 0.
+struct Bias {
+    const float* data = nullptr;
+    int64_t image = 0, head = 0, query = 0, key = 0;
+};
+
+struct Attention {
+    AttentionShape shape;
+    Heads q, k, v, out;
+    Bias bias;
+    float scale;
+    float* lse;  // [images, heads, queries], or null
+};
+
+struct AttentionBackward {
+    AttentionShape shape;
+    Heads grad_out, q, k, v, out, dq, dk, dv;
+    Bias bias;
+    float scale;
+    const float* lse;  // null, as is out: the rows' sums are formed again
+};
+
+// How the work is cut. `rows` queries of one head are an item of work, and go through the keys in
+// `keys` of them at a time. Where gradients of the keys are wanted and a head has several items,
+// `parts` of them, each leaves its sum in `partial`, to be added up in their order. keys and parts
+// depend on the shape alone, and with them every bit of the results; rows changes none where parts
+// is 1.
+struct AttentionPlan {
+    int64_t rows, keys, parts;
+    float* partial;  // [images, heads, parts, dk and dv, keys, size]
+
+    int64_t items(const AttentionShape& s) const {  // of one head
+        return (s.queries + rows - 1) / rows;
+    }
+};
+
+// Queries that are worked on at once: the lanes of a block of scores.
+constexpr int64_t kBlock = 64;
+
+// Each function serves one chunk of one image, or one item of one head with floats to work in.
 struct Kernels {
     const char* isa;
     double (*gradient_square)(const PgdStep&, const Plan&, int64_t image, int64_t chunk);
@@ -114,6 +166,12 @@ struct Kernels {
     void (*quantize)(const Quantize&, const Plan&, int64_t image, int64_t chunk);
     void (*image_scale)(const ImageScale&, const Plan&, int64_t image, int64_t chunk);
     void (*copy)(float* to, const float* from, int64_t n, bool stream);
+    int64_t (*attention_floats)(const AttentionShape&, const AttentionPlan&);
+    void (*attention)(const Attention&, const AttentionPlan&, int64_t item, float* floats);
+    int64_t (*attention_backward_floats)(const AttentionBackward&, const AttentionPlan&);
+    void (*attention_backward)(const AttentionBackward&, const AttentionPlan&, int64_t item,
+                               float* floats);
+    void (*attention_sum)(const AttentionBackward&, const AttentionPlan&, int64_t item);
 };
 
 }  // namespace udp

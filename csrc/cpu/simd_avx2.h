@@ -221,7 +221,7 @@ struct Wide {
     __m256i v;
     Wide() = default;
     Wide(__m256i a) : v(a) {}
-    explicit Wide(uint32_t a) : v(_mm256_set1_epi64x(a)) {}
+    explicit Wide(uint32_t a) : v(_mm256_set1_epi32(static_cast<int>(a))) {}
 };
 UDP_HD Wide operator+(Wide a, Wide b) {
     return _mm256_add_epi64(a.v, b.v);
@@ -235,9 +235,17 @@ UDP_HD Wide product(Wide a, Wide b) {
 UDP_HD Wide upper_half(Wide a) {
     return _mm256_srli_epi64(a.v, 32);
 }
-// The low halves: even[0], odd[0], even[1], ...
-UDP_HD __m256i join(Wide even, Wide odd) {
-    return _mm256_blend_epi32(even.v, _mm256_slli_epi64(odd.v, 32), 0xaa);
+// a[0] a[1] b[0] b[1] in the lower 128 bits, a[2] a[3] b[2] b[3] in the upper.
+template <int kHalves>
+UDP_HD Wide pack(Wide a, Wide b) {
+    return _mm256_castps_si256(
+        _mm256_shuffle_ps(_mm256_castsi256_ps(a.v), _mm256_castsi256_ps(b.v), kHalves));
+}
+UDP_HD Wide low_halves(Wide a, Wide b) {
+    return pack<0x88>(a, b);
+}
+UDP_HD Wide upper_halves(Wide a, Wide b) {
+    return pack<0xdd>(a, b);
 }
 
 using Words = WideWords<Wide>;
@@ -249,13 +257,11 @@ constexpr int kGroups = 1;
 UDP_HD void philox(uint32_t first, const NoiseStream& s, U (&words)[kGroups][4]) {
     const Wide base(first);
     const Words blocks = {
-        base + _mm256_setr_epi64x(0, 4, 1, 5), base + _mm256_setr_epi64x(2, 6, 3, 7),
-        base + _mm256_setr_epi64x(8, 12, 9, 13), base + _mm256_setr_epi64x(10, 14, 11, 15)};
-    Words c[4];
-    philox_wide(blocks, s, c);
-    for (int k = 0; k < 4; ++k) {
-        words[0][k] = U(join(c[k].v[0], c[k].v[1]), join(c[k].v[2], c[k].v[3]));
-    }
+        base + _mm256_setr_epi64x(0, 2, 1, 3), base + _mm256_setr_epi64x(4, 6, 5, 7),
+        base + _mm256_setr_epi64x(8, 10, 9, 11), base + _mm256_setr_epi64x(12, 14, 13, 15)};
+    Wide w[4][2];
+    philox_wide(blocks, s, w);
+    for (int k = 0; k < 4; ++k) words[0][k] = U(w[k][0].v, w[k][1].v);
 }
 
 UDP_HD void interleave4(__m256 a, __m256 b, __m256 c, __m256 d, float* out) {
@@ -269,6 +275,62 @@ UDP_HD void interleave4(__m256 a, __m256 b, __m256 c, __m256 d, float* out) {
 UDP_HD void interleave4(const F (&w)[4], float* out) {
     interleave4(w[0].lo, w[1].lo, w[2].lo, w[3].lo, out);
     interleave4(w[0].hi, w[1].hi, w[2].hi, w[3].hi, out + 32);
+}
+
+// --- for matrix products -------------------------------------------------------------------------
+
+constexpr int kRegisters = 16, kRegistersOfF = 2;
+
+struct Half {
+    __m256 v;
+    Half() = default;
+    Half(__m256 a) : v(a) {}
+    explicit Half(float a) : v(_mm256_set1_ps(a)) {}
+};
+UDP_HD Half fma(Half a, Half b, Half c) {
+    return _mm256_fmadd_ps(a.v, b.v, c.v);
+}
+UDP_HD Half load8(const float* p) {
+    return _mm256_loadu_ps(p);
+}
+UDP_HD void store8(float* p, Half a) {
+    _mm256_storeu_ps(p, a.v);
+}
+
+UDP_HD void transpose8(__m256& a, __m256& b, __m256& c, __m256& d, __m256& e, __m256& f, __m256& g,
+                       __m256& h) {
+    const __m256 ab_lo = _mm256_unpacklo_ps(a, b), ab_hi = _mm256_unpackhi_ps(a, b);
+    const __m256 cd_lo = _mm256_unpacklo_ps(c, d), cd_hi = _mm256_unpackhi_ps(c, d);
+    const __m256 ef_lo = _mm256_unpacklo_ps(e, f), ef_hi = _mm256_unpackhi_ps(e, f);
+    const __m256 gh_lo = _mm256_unpacklo_ps(g, h), gh_hi = _mm256_unpackhi_ps(g, h);
+    // Columns k and 4 + k of the first four rows, and of the last four.
+    const __m256 first[4] = {
+        _mm256_shuffle_ps(ab_lo, cd_lo, 0x44), _mm256_shuffle_ps(ab_lo, cd_lo, 0xee),
+        _mm256_shuffle_ps(ab_hi, cd_hi, 0x44), _mm256_shuffle_ps(ab_hi, cd_hi, 0xee)};
+    const __m256 last[4] = {
+        _mm256_shuffle_ps(ef_lo, gh_lo, 0x44), _mm256_shuffle_ps(ef_lo, gh_lo, 0xee),
+        _mm256_shuffle_ps(ef_hi, gh_hi, 0x44), _mm256_shuffle_ps(ef_hi, gh_hi, 0xee)};
+    a = _mm256_permute2f128_ps(first[0], last[0], 0x20);
+    b = _mm256_permute2f128_ps(first[1], last[1], 0x20);
+    c = _mm256_permute2f128_ps(first[2], last[2], 0x20);
+    d = _mm256_permute2f128_ps(first[3], last[3], 0x20);
+    e = _mm256_permute2f128_ps(first[0], last[0], 0x31);
+    f = _mm256_permute2f128_ps(first[1], last[1], 0x31);
+    g = _mm256_permute2f128_ps(first[2], last[2], 0x31);
+    h = _mm256_permute2f128_ps(first[3], last[3], 0x31);
+}
+UDP_HD void transpose16(F (&r)[16]) {
+    for (int i = 0; i < 16; i += 8) {
+        transpose8(r[i].lo, r[i + 1].lo, r[i + 2].lo, r[i + 3].lo, r[i + 4].lo, r[i + 5].lo,
+                   r[i + 6].lo, r[i + 7].lo);
+        transpose8(r[i].hi, r[i + 1].hi, r[i + 2].hi, r[i + 3].hi, r[i + 4].hi, r[i + 5].hi,
+                   r[i + 6].hi, r[i + 7].hi);
+    }
+    for (int i = 0; i < 8; ++i) {
+        const __m256 upper_right = r[i].hi;
+        r[i].hi = r[8 + i].lo;
+        r[8 + i].lo = upper_right;
+    }
 }
 
 }  // namespace

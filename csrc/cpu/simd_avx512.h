@@ -234,7 +234,7 @@ struct Wide {
     __m512i v;
     Wide() = default;
     Wide(__m512i a) : v(a) {}
-    explicit Wide(uint32_t a) : v(_mm512_set1_epi64(a)) {}
+    explicit Wide(uint32_t a) : v(_mm512_set1_epi32(static_cast<int>(a))) {}
 };
 UDP_HD Wide operator+(Wide a, Wide b) {
     return _mm512_add_epi64(a.v, b.v);
@@ -248,9 +248,17 @@ UDP_HD Wide product(Wide a, Wide b) {
 UDP_HD Wide upper_half(Wide a) {
     return _mm512_srli_epi64(a.v, 32);
 }
-// The low halves: even[0], odd[0], even[1], ...
-UDP_HD U join(Wide even, Wide odd) {
-    return _mm512_mask_blend_epi32(0xaaaa, even.v, _mm512_slli_epi64(odd.v, 32));
+// Of each 128 bits: a[0] a[1] b[0] b[1].
+template <int kHalves>
+UDP_HD Wide pack(Wide a, Wide b) {
+    return _mm512_castps_si512(
+        _mm512_shuffle_ps(_mm512_castsi512_ps(a.v), _mm512_castsi512_ps(b.v), kHalves));
+}
+UDP_HD Wide low_halves(Wide a, Wide b) {
+    return pack<0x88>(a, b);
+}
+UDP_HD Wide upper_halves(Wide a, Wide b) {
+    return pack<0xdd>(a, b);
 }
 
 using Words = WideWords<Wide>;
@@ -260,12 +268,12 @@ using NoiseStream = WideStream<Wide>;
 // transposes within the 128-bit quarters only.
 constexpr int kGroups = 2;
 UDP_HD void philox(uint32_t first, const NoiseStream& s, U (&words)[kGroups][4]) {
-    const Wide base = Wide(first) + _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
-    const Words blocks = {base, base + Wide(4u), base + Wide(16u), base + Wide(20u)};
-    Words c[4];
-    philox_wide(blocks, s, c);
+    const Wide base = Wide(first) + _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+    const Words blocks = {base, base + Wide(8u), base + Wide(16u), base + Wide(24u)};
+    Wide w[4][2];
+    philox_wide(blocks, s, w);
     for (int g = 0; g < kGroups; ++g) {
-        for (int k = 0; k < 4; ++k) words[g][k] = join(c[k].v[2 * g], c[k].v[2 * g + 1]);
+        for (int k = 0; k < 4; ++k) words[g][k] = w[k][g].v;
     }
 }
 UDP_HD void interleave4(const F (&w)[4], float* out) {
@@ -277,6 +285,52 @@ UDP_HD void interleave4(const F (&w)[4], float* out) {
     _mm512_storeu_ps(out + 16, _mm512_shuffle_ps(ab_lo, cd_lo, 0xee));
     _mm512_storeu_ps(out + 32, _mm512_shuffle_ps(ab_hi, cd_hi, 0x44));
     _mm512_storeu_ps(out + 48, _mm512_shuffle_ps(ab_hi, cd_hi, 0xee));
+}
+
+// --- for matrix products -------------------------------------------------------------------------
+
+constexpr int kRegisters = 32, kRegistersOfF = 1;
+
+struct Half {
+    __m256 v;
+    Half() = default;
+    Half(__m256 a) : v(a) {}
+    explicit Half(float a) : v(_mm256_set1_ps(a)) {}
+};
+UDP_HD Half fma(Half a, Half b, Half c) {
+    return _mm256_fmadd_ps(a.v, b.v, c.v);
+}
+UDP_HD Half load8(const float* p) {
+    return _mm256_loadu_ps(p);
+}
+UDP_HD void store8(float* p, Half a) {
+    _mm256_storeu_ps(p, a.v);
+}
+
+UDP_HD void transpose16(F (&r)[16]) {
+    F t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps(r[i].v, r[i + 1].v);
+        t[i + 1] = _mm512_unpackhi_ps(r[i].v, r[i + 1].v);
+    }
+    // r[4 * j + k]: of each 128-bit quarter l, column 4 * l + k of rows 4 * j .. 4 * j + 3.
+    for (int j = 0; j < 16; j += 4) {
+        r[j] = _mm512_shuffle_ps(t[j].v, t[j + 2].v, 0x44);
+        r[j + 1] = _mm512_shuffle_ps(t[j].v, t[j + 2].v, 0xee);
+        r[j + 2] = _mm512_shuffle_ps(t[j + 1].v, t[j + 3].v, 0x44);
+        r[j + 3] = _mm512_shuffle_ps(t[j + 1].v, t[j + 3].v, 0xee);
+    }
+    for (int k = 0; k < 4; ++k) {  // the quarters of r[k], r[4 + k], r[8 + k] and r[12 + k]
+        const __m512 even_lo = _mm512_shuffle_f32x4(r[k].v, r[4 + k].v, 0x88);
+        const __m512 odd_lo = _mm512_shuffle_f32x4(r[k].v, r[4 + k].v, 0xdd);
+        const __m512 even_hi = _mm512_shuffle_f32x4(r[8 + k].v, r[12 + k].v, 0x88);
+        const __m512 odd_hi = _mm512_shuffle_f32x4(r[8 + k].v, r[12 + k].v, 0xdd);
+        t[k] = _mm512_shuffle_f32x4(even_lo, even_hi, 0x88);
+        t[4 + k] = _mm512_shuffle_f32x4(odd_lo, odd_hi, 0x88);
+        t[8 + k] = _mm512_shuffle_f32x4(even_lo, even_hi, 0xdd);
+        t[12 + k] = _mm512_shuffle_f32x4(odd_lo, odd_hi, 0xdd);
+    }
+    for (int i = 0; i < 16; ++i) r[i] = t[i];
 }
 
 }  // namespace

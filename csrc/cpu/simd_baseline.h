@@ -188,6 +188,44 @@ UDP_HD void interleave4(const F (&w)[4], float* out) {
 
 #undef UDP_LANES
 
+// --- for matrix products -------------------------------------------------------------------------
+
+// Vector registers of the processor, and how many of them an F fills: what a product's tile of
+// sums is chosen by.
+constexpr int kRegisters = 32, kRegistersOfF = 4;
+
+// Eight lanes, for the last columns of a matrix.
+struct Half {
+    float v[8];
+    Half() = default;
+    explicit Half(float a) {
+        for (int i = 0; i < 8; ++i) v[i] = a;
+    }
+};
+UDP_HD Half fma(const Half& a, const Half& b, const Half& c) {
+    Half r;
+    for (int i = 0; i < 8; ++i) r.v[i] = udp::fma(a.v[i], b.v[i], c.v[i]);
+    return r;
+}
+UDP_HD Half load8(const float* p) {
+    Half r;
+    memcpy(r.v, p, sizeof r.v);
+    return r;
+}
+UDP_HD void store8(float* p, const Half& a) {
+    memcpy(p, a.v, sizeof a.v);
+}
+
+// Sixteen rows of sixteen columns become the columns.
+UDP_HD void transpose16(F (&r)[16]) {
+    for (int i = 1; i < 16; ++i) {
+        for (int j = 0; j < i; ++j) {
+            const float lower = r[i].v[j];
+            r[i].v[j] = r[j].v[i];
+            r[j].v[i] = lower;
+        }
+    }
+}
 }  // namespace
 }  // namespace UDP_ISA
 }  // namespace udp

@@ -16,6 +16,7 @@ struct NoiseKey {
 
 // Philox's key changes from round to round by Weyl sequences.
 constexpr int kPhiloxRounds = 10;
+constexpr uint32_t kPhiloxFactor0 = 0xD2511F53u, kPhiloxFactor1 = 0xCD9E8D57u;
 // Before a loop over the rounds of many counters at once: rolled up, the counters live in memory.
 #if defined(__GNUC__) && !defined(__clang__)
 #define UDP_UNROLL_ROUNDS _Pragma("GCC unroll 10")
@@ -36,8 +37,8 @@ UDP_HD uint32_t philox_key1(uint32_t key1, int round) {
 template <class W, class K>
 UDP_HD void philox_round(W (&counter)[4], K round_key0, K round_key1) {
     W hi0(0u), lo0(0u), hi1(0u), lo1(0u);
-    multiply(counter[0], 0xD2511F53u, hi0, lo0);
-    multiply(counter[2], 0xCD9E8D57u, hi1, lo1);
+    multiply(counter[0], kPhiloxFactor0, hi0, lo0);
+    multiply(counter[2], kPhiloxFactor1, hi1, lo1);
     // The product comes last: it takes longest.
     counter[0] = hi1 ^ (counter[1] ^ W(round_key0));
     counter[1] = lo1;

@@ -90,9 +90,6 @@ inline Floats set1_ps(float a) {
 inline Words set1_epi32(int a) {
     return E_WORDS(((void)i, static_cast<uint32_t>(a)));
 }
-inline Words set1_epi64(long long a) {
-    return E_QUADS(((void)i, static_cast<uint64_t>(a)));
-}
 inline Words setr_epi64(uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f,
                         uint64_t g, uint64_t h) {
     return words(Quads{{a, b, c, d, e, f, g, h}});
@@ -142,9 +139,6 @@ inline Words slli_epi32(Words a, unsigned n) {
 }
 inline Words srli_epi32(Words a, unsigned n) {
     return E_WORDS(a.v[i] >> n);
-}
-inline Words slli_epi64(Words a, unsigned n) {
-    return E_QUADS(quads(a).v[i] << n);
 }
 inline Words srli_epi64(Words a, unsigned n) {
     return E_QUADS(quads(a).v[i] >> n);
@@ -242,6 +236,13 @@ inline Doubles cvtps_pd(__m256 a) {
 inline Doubles fmadd_pd(Doubles a, Doubles b, Doubles c) {
     return each<Doubles>([=](unsigned i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
 }
+// Quarters: two of a, then two of b.
+inline Floats shuffle_f32x4(Floats a, Floats b, unsigned how) {
+    return each<Floats>([=](unsigned i) {
+        const unsigned lane = (how >> (i / 4 * 2) & 3) * 4 + i % 4;
+        return i < 8 ? a.v[lane] : b.v[lane];
+    });
+}
 inline Floats shuffle_ps(Floats a, Floats b, unsigned how) {
     return each<Floats>([=](unsigned i) {
         const unsigned lane = i / 4 * 4 + (how >> (i % 4 * 2) & 3);
@@ -255,7 +256,6 @@ inline Floats shuffle_ps(Floats a, Floats b, unsigned how) {
 #undef _mm512_fpclass_ps_mask
 #define _mm512_set1_ps emulated::set1_ps
 #define _mm512_set1_epi32 emulated::set1_epi32
-#define _mm512_set1_epi64 emulated::set1_epi64
 #define _mm512_setr_epi64 emulated::setr_epi64
 #define _mm512_setzero_pd() \
     emulated::Doubles {}
@@ -274,11 +274,9 @@ inline Floats shuffle_ps(Floats a, Floats b, unsigned how) {
 #define _mm512_xor_si512 emulated::xor_si512
 #define _mm512_slli_epi32 emulated::slli_epi32
 #define _mm512_srli_epi32 emulated::srli_epi32
-#define _mm512_slli_epi64 emulated::slli_epi64
 #define _mm512_srli_epi64 emulated::srli_epi64
 #define _mm512_add_epi64 emulated::add_epi64
 #define _mm512_mul_epu32 emulated::mul_epu32
-#define _mm512_xor_epi64 emulated::xor_si512
 #define _mm512_cmp_ps_mask emulated::cmp_ps_mask
 #define _mm512_fpclass_ps_mask emulated::fpclass_ps_mask
 #define _mm512_test_epi32_mask emulated::test_epi32_mask
@@ -305,6 +303,7 @@ inline Floats shuffle_ps(Floats a, Floats b, unsigned how) {
 #define _mm512_unpacklo_ps(a, b) emulated::unpack(a, b, 0)
 #define _mm512_unpackhi_ps(a, b) emulated::unpack(a, b, 2)
 #define _mm512_shuffle_ps emulated::shuffle_ps
+#define _mm512_shuffle_f32x4 emulated::shuffle_f32x4
 #define _mm512_loadu_ps emulated::load<emulated::Floats>
 #define _mm512_storeu_ps(p, a) memcpy(p, (a).v, 64)
 #define _mm512_storeu_pd(p, a) memcpy(p, (a).v, 64)

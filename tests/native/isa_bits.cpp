@@ -76,9 +76,99 @@ void compare(const char* what, const Plan& plan, std::vector<Tensor> outputs, Ca
     }
 }
 
+// Attention on [heads, rows, size], whole and with every gradient, in the order of a plan with
+// several items and several blocks of keys.
+void compare_attention(DType type, AttentionShape shape, bool biased, bool one_tile) {
+    const auto numbers = [](int64_t n) {
+        std::vector<float> x(static_cast<size_t>(n));
+        for (float& a : x) a = static_cast<float>(random_words() % 2001) / 1000.0f - 1.0f;
+        return x;
+    };
+    const int64_t rows = shape.heads * shape.queries, keys = shape.heads * shape.keys;
+    const auto stored = [&](int64_t n) {  // bfloat16: the upper halves of as many floats
+        std::vector<float> x = numbers(n);
+        std::vector<uint8_t> bytes(static_cast<size_t>(n * 4));
+        for (size_t i = 0; i < x.size(); ++i) {
+            const auto* from = reinterpret_cast<const uint8_t*>(&x[i]);
+            if (type == DType::float32) memcpy(&bytes[4 * i], from, 4);
+            if (type == DType::bfloat16) memcpy(&bytes[2 * i], from + 2, 2);
+        }
+        return bytes;
+    };
+    std::vector<uint8_t> q = stored(rows * shape.size), k = stored(keys * shape.size);
+    std::vector<uint8_t> v = stored(keys * shape.size), grad = stored(rows * shape.size);
+    std::vector<float> bias = numbers(shape.queries * shape.keys);
+    const auto heads = [&](std::vector<uint8_t>& x, int64_t length) {
+        return Heads{x.data(), type, 0, length * shape.size, shape.size};
+    };
+    const Kernels* both[] = {&avx2::kKernels, &avx512::kKernels};
+    std::vector<std::vector<uint8_t>> results[2];
+    for (int which = 0; which < 2; ++which) {
+        const Kernels& kernels = *both[which];
+        std::vector<uint8_t> out(q.size()), dq(q.size()), dk(k.size()), dv(k.size());
+        std::vector<float> lse(static_cast<size_t>(rows));
+        Attention a{shape,
+                    heads(q, shape.queries),
+                    heads(k, shape.keys),
+                    heads(v, shape.keys),
+                    heads(out, shape.queries),
+                    {},
+                    0.4f,
+                    lse.data()};
+        if (biased) a.bias = {bias.data(), 0, 0, shape.keys, 1};
+        AttentionPlan plan{64, (shape.keys + 1) / 2, 1, nullptr};
+        std::vector<float> floats(static_cast<size_t>(kernels.attention_floats(shape, plan)));
+        for (int64_t item = 0; item < shape.heads * plan.items(shape); ++item) {
+            kernels.attention(a, plan, item, floats.data());
+        }
+        AttentionBackward b{shape,
+                            heads(grad, shape.queries),
+                            a.q,
+                            a.k,
+                            a.v,
+                            a.out,
+                            heads(dq, shape.queries),
+                            heads(dk, shape.keys),
+                            heads(dv, shape.keys),
+                            a.bias,
+                            0.4f,
+                            lse.data()};
+        if (one_tile) {
+            b.lse = nullptr;
+            b.out = b.dk = b.dv = {};
+            plan.keys = shape.keys;
+        } else {
+            plan.parts = plan.items(shape);
+        }
+        std::vector<float> partial(static_cast<size_t>(2 * plan.parts * keys * shape.size));
+        plan.partial = partial.data();
+        floats.resize(static_cast<size_t>(kernels.attention_backward_floats(b, plan)));
+        for (int64_t item = 0; item < shape.heads * plan.items(shape); ++item) {
+            kernels.attention_backward(b, plan, item, floats.data());
+        }
+        for (int64_t head = 0; !one_tile && head < shape.heads; ++head) {
+            kernels.attention_sum(b, plan, head);
+        }
+        const auto* sums = reinterpret_cast<const uint8_t*>(lse.data());
+        results[which] = {out, dq, dk, dv, {sums, sums + 4 * lse.size()}};
+    }
+    for (size_t i = 0; i < results[0].size(); ++i) {
+        const auto &a = results[0][i], &b = results[1][i];
+        same("attention", a.data(), b.data(), a.size());
+    }
+}
+
 }  // namespace
 
 int main() {
+    for (const DType type : {DType::float32, DType::bfloat16}) {
+        for (const bool one_tile : {false, true}) {
+            compare_attention(type, {1, 2, 70, 21, 40}, true, one_tile);
+            compare_attention(type, {1, 1, 130, 45, 24}, false, one_tile);
+            compare_attention(type, {1, 1, 20, 5, 7}, true, one_tile);
+            compare_attention(type, {1, 1, 65, 30, 112}, false, one_tile);
+        }
+    }
     const float half[] = {0.5f, 0.25f}, bound[] = {0.03f, 0.04f}, one[] = {1.0f, 0.5f};
     const float levels[] = {8.0f, 3.0f};
     const NoiseKey keys[] = {{1, 2, 3, 4, 5}, {0xffffffffu, 7, 0, 0, 1}};

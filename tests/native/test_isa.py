@@ -94,6 +94,31 @@ def everything(dtype: torch.dtype, layout: torch.memory_format) -> list[torch.Te
     return results
 
 
+def all_of_attention(dtype: torch.dtype) -> list[torch.Tensor]:
+    """What attention writes: blocks and tiles that are full and ragged, every half and whole vector."""
+    generator = torch.Generator().manual_seed(4)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype).transpose(1, 2)
+
+    forward, backward = BACKEND.ops["attention"], BACKEND.ops["attention_backward"]
+    results: list[torch.Tensor] = []
+    for queries, keys, size in ((70, 77, 40), (33, 300, 24), (1030, 20, 9), (20, 90, 112)):
+        q, grad = draw(2, queries, 1, size), draw(2, queries, 1, size)
+        k, v = draw(2, keys, 1, size), draw(2, keys, 1, size)
+        padding = torch.zeros(2, 1, 1, keys)
+        padding[..., keys // 2 :] = -torch.inf
+        scores = draw(2, queries, 1, keys).float()
+        scores[:, :, 3] = -torch.inf
+        for bias in (None, padding, scores):
+            out, lse = forward(q, k, v, bias, 0.3, True)
+            grads = backward(grad, q, k, v, bias, out, lse, 0.3, [True] * 3)
+            results += [out, lse, *grads]
+            if keys <= 128:
+                results += backward(grad, q, k, v, bias, None, None, 0.3, [True, False, False])
+    return results
+
+
 @pytest.mark.usefixtures("restore_isa")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -105,6 +130,17 @@ def test_all_supported_instruction_sets_give_the_same_bits(
     for isa in _native.supported_isas()[1:]:
         _native.use_isa(isa)
         for i, (a, b) in enumerate(zip(everything(dtype, layout), expected, strict=True)):
+            assert torch.equal(a, b), f"result {i} on {isa}"
+
+
+@pytest.mark.usefixtures("restore_isa")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_attention_gives_the_same_bits_on_all_instruction_sets(dtype: torch.dtype) -> None:
+    _native.use_isa("baseline")
+    expected = all_of_attention(dtype)
+    for isa in _native.supported_isas()[1:]:
+        _native.use_isa(isa)
+        for i, (a, b) in enumerate(zip(all_of_attention(dtype), expected, strict=True)):
             assert torch.equal(a, b), f"result {i} on {isa}"
 
 

@@ -13,7 +13,7 @@ from cases import floats, images
 
 from udp_fast import explain, info
 from udp_fast.backends import dispatch, registry
-from udp_fast.backends.registry import ORDER, backend
+from udp_fast.backends.registry import NAMES, ORDER, backend
 from udp_fast.ops import noise_key, pgd_step_, q_sample, quantize
 
 MISSING = backend("cpu").missing
@@ -27,7 +27,7 @@ def call(x=None):
 
 def test_every_backend_declares_only_known_ops_and_has_a_status():
     defined = set(backend("reference").ops)
-    for name in ORDER:
+    for name in NAMES:
         assert set(backend(name).ops) <= defined
         assert backend(name).name == name
         assert backend(name).status()
@@ -56,8 +56,8 @@ def test_explain_runs_nothing():
 
 
 def test_explain_checks_the_call_like_the_op():
-    with pytest.raises(ValueError, match="op: got 'attention', expected one of pgd_step"):
-        explain("attention")
+    with pytest.raises(ValueError, match="op: got 'matmul', expected one of attention"):
+        explain("matmul")
     with pytest.raises(ValueError, match="eps: got -1"):
         explain("pgd_step_", *[torch.zeros(1, 4)] * 3, alpha=0.1, eps=-1)
 
@@ -110,6 +110,14 @@ def test_nobody_can(monkeypatch):
         call()
 
 
+def test_a_library_is_a_candidate_for_attention_alone(monkeypatch):
+    asked = [c.backend for c in dispatch.candidates("image_scale", (torch.ones(1, 1),))]
+    assert asked == list(ORDER)
+    monkeypatch.setenv("UDP_FAST_BACKEND", "sdpa")
+    with pytest.raises(dispatch.BackendError, match="UDP_FAST_BACKEND=sdpa pins a backend that"):
+        call()
+
+
 def test_unknown_backends_are_refused():
     with pytest.raises(ValueError, match="backend: got 'tpu'"):
         registry.backend("tpu")
@@ -117,7 +125,7 @@ def test_unknown_backends_are_refused():
 
 def test_info_lists_every_op_and_backend():
     text = info.report()
-    for name in ORDER:
+    for name in NAMES:
         assert name in text
     for op in backend("reference").ops:
         assert op in text

@@ -1,4 +1,7 @@
-"""Which backend takes a call: the first in `registry.ORDER` with no reason against it.
+"""Which backend takes a call: the first in `registry.order` with no reason against it.
+
+A backend that could serve a call may still leave it to another that can: `preference` holds what was
+measured. If no other can, it takes the call after all.
 
 Three variables steer it, read at every call (docs/environment.md):
 UDP_FAST_BACKEND pins one backend, UDP_FAST_STRICT=1 makes falling back to the reference an error,
@@ -17,7 +20,8 @@ from typing import Any
 
 import torch
 
-from .registry import ORDER, Backend, backend, one_by_one
+from . import preference
+from .registry import NAMES, Backend, backend, one_by_one, order
 
 logger = logging.getLogger("udp_fast.dispatch")
 
@@ -28,10 +32,15 @@ class BackendError(RuntimeError):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One backend's answer to one call: no reasons means it could serve it."""
+    """One backend's answer to one call: no reasons means it could serve it.
+
+    ``remark`` says why it leaves such a call to others, or what it has over them; empty where the
+    order decides.
+    """
 
     backend: str
     reasons: tuple[str, ...]
+    remark: str = ""
 
 
 def _flag(name: str) -> bool:
@@ -45,9 +54,9 @@ def _pinned() -> str | None:
     name = os.environ.get("UDP_FAST_BACKEND", "")
     if name in ("", "auto"):
         return None
-    if name not in ORDER:
+    if name not in NAMES:
         raise ValueError(
-            f"UDP_FAST_BACKEND: got {name!r}, expected auto or one of {', '.join(ORDER)}"
+            f"UDP_FAST_BACKEND: got {name!r}, expected auto or one of {', '.join(NAMES)}"
         )
     return name
 
@@ -62,7 +71,13 @@ def _reasons(candidate: Backend, op: str, args: tuple[Any, ...]) -> list[str]:
 
 def candidates(op: str, args: tuple[Any, ...]) -> list[Candidate]:
     """Every backend's answer to this call, in dispatch order, whatever the environment pins."""
-    return [Candidate(name, tuple(_reasons(backend(name), op, args))) for name in ORDER]
+    answers = []
+    for name in order(op):
+        reasons = tuple(_reasons(backend(name), op, args))
+        answers.append(
+            Candidate(name, reasons, "" if reasons else preference.remark(name, op, args))
+        )
+    return answers
 
 
 #: Tensors that a refusal names; of a list of many images the first ones say enough.
@@ -80,12 +95,32 @@ def refusal(op: str, args: tuple[Any, ...], headline: str) -> str:
     """The text of a `BackendError`: the headline, every candidate with its reasons, the inputs."""
     lines = [f"{op}: {headline}"]
     for candidate in candidates(op, args):
-        lines.append(f"  {candidate.backend}: {'; '.join(candidate.reasons) or 'could serve it'}")
+        reasons = "; ".join(candidate.reasons) or "could serve it"
+        lines.append(f"  {candidate.backend}: {reasons}")
     tensors = [a for a in one_by_one(args) if isinstance(a, torch.Tensor)]
     inputs = ", ".join(map(describe, tensors[:_NAMED]))
     if len(tensors) > _NAMED:
         inputs += f" and {len(tensors) - _NAMED} more"
     return "\n".join([*lines, f"  tensors: {inputs}"])
+
+
+def _if_able(candidate: Backend, op: str, args: tuple[Any, ...]) -> Backend | None:
+    return None if _reasons(candidate, op, args) else candidate
+
+
+def willing(op: str, args: tuple[Any, ...]) -> Backend | None:
+    """The first backend that can serve the call and does not leave it to another that can, too."""
+    left = None
+    for name in order(op):
+        candidate = _if_able(backend(name), op, args)
+        if candidate is None:
+            continue
+        if name == "reference":  # only where nobody else can
+            return left or candidate
+        if not preference.leaves(name, op, args):
+            return candidate
+        left = left or candidate
+    return left
 
 
 def select(op: str, args: tuple[Any, ...]) -> Backend:
@@ -97,11 +132,8 @@ def select(op: str, args: tuple[Any, ...]) -> Backend:
         ValueError: one of the variables holds a value that means nothing.
     """
     pinned = _pinned()
-    for name in ORDER if pinned is None else (pinned,):
-        chosen = backend(name)
-        if not _reasons(chosen, op, args):
-            break
-    else:
+    chosen = willing(op, args) if pinned is None else _if_able(backend(pinned), op, args)
+    if chosen is None:
         headline = (
             "no backend can serve this call"
             if pinned is None

@@ -12,6 +12,21 @@ from typing import Any
 #: Tried in this order; `reference` defines every op and takes every call the others decline.
 ORDER = ("cuda", "triton", "cpu", "reference")
 
+#: Where other libraries have kernels as well, these are asked after ours for the GPU. Who takes a call
+#: that several could serve is then decided by `preference`.
+ORDER_OF = dict.fromkeys(
+    ("attention", "attention_backward"),
+    ("cuda", "triton", "xformers", "sdpa", "cpu", "reference"),
+)
+
+#: All there are, each after those that are asked before it.
+NAMES = ORDER_OF["attention"]
+
+
+def order(op: str) -> tuple[str, ...]:
+    """The candidates for an op."""
+    return ORDER_OF.get(op, ORDER)
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -22,7 +37,7 @@ class Backend:
     (sentences; an empty list means it can) without touching any data. ``status()`` is one line for
     `python -m udp_fast.info`: what was found, or why the backend is not usable on this machine.
     ``missing`` says why it cannot take any call in this process (not built, no driver); empty if
-    it can.
+    it can. ``variant()`` names the kernels that this machine gets, where there are several kinds.
     """
 
     name: str
@@ -30,6 +45,7 @@ class Backend:
     not_supported_reasons: Callable[[str, tuple[Any, ...]], list[str]]
     status: Callable[[], str]
     missing: str = ""
+    variant: Callable[[], str] = str
 
 
 def one_by_one(args: tuple[Any, ...]) -> Iterable[Any]:
@@ -43,8 +59,8 @@ def one_by_one(args: tuple[Any, ...]) -> Iterable[Any]:
 @cache
 def backend(name: str) -> Backend:
     """The backend called ``name``, imported on first use."""
-    if name not in ORDER:
-        raise ValueError(f"backend: got {name!r}, expected one of {', '.join(ORDER)}")
+    if name not in NAMES:
+        raise ValueError(f"backend: got {name!r}, expected one of {', '.join(NAMES)}")
     found = importlib.import_module(f"udp_fast.backends.{name}").BACKEND
     assert isinstance(found, Backend)
     return found

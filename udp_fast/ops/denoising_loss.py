@@ -63,23 +63,28 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         inputs
     )
     _loss, grad = output
-    ctx.mark_non_differentiable(grad)
-    ctx.set_materialize_grads(False)  # else a zero gradient for `grad`, as large as pred
+    ctx.mark_non_differentiable(grad)  # an output of torch.library's op
+    ctx.set_materialize_grads(False)  # else a zero gradient for it, as large as pred
     ctx.save_for_backward(grad, t, table)
     ctx.dtypes = [None if v is None else v.dtype for v in (target, x, noise)]
 
 
 def _backward(ctx: Any, grad_loss: Tensor, _grad_grad: Tensor | None) -> tuple[Any, ...]:
-    grad, t, table = ctx.saved_tensors
     # `grad` is dL/dpred of L = grad_scale * sum of the losses, which is what `denoising_loss` asks
     # backward for; only another use of the per-image losses leaves a factor to apply.
     factor = grad_loss / ctx.grad_scale if ctx.grad_scale else torch.zeros_like(grad_loss)
-    needs_pred, needs_target, needs_x, _, _, needs_noise = ctx.needs_input_grad[:6]
+    return _gradients(ctx, ctx.needs_input_grad, factor)
+
+
+def _gradients(ctx: Any, needs: tuple[bool, ...], factor: Tensor) -> tuple[Any, ...]:
+    """For each input of the op; ``factor``, one for all images or [B], is what `grad` lacks."""
+    grad, t, table = ctx.saved_tensors
+    needs_pred, needs_target, needs_x, _, _, needs_noise = needs[:6]
     target_dtype, x_dtype, noise_dtype = ctx.dtypes
     kind = ctx.prediction_type
 
     def scaled(per_image: Tensor | float, dtype: torch.dtype) -> Tensor:
-        return image_scale(grad, factor * per_image).to(dtype)
+        return image_scale(grad, (factor * per_image).expand(grad.shape[:1])).to(dtype)
 
     a, s = (1.0, 1.0) if kind != "v_prediction" else coefficients(table[t], "diffusion")
     dpred = dtarget = dx = dnoise = None
@@ -96,18 +101,37 @@ def _backward(ctx: Any, grad_loss: Tensor, _grad_grad: Tensor | None) -> tuple[A
 
 def _all_ones(factor: Tensor) -> bool:
     """True when it is known, without waiting for a device, that there is nothing to scale."""
-    return check.is_eager(factor) and factor.is_cpu and bool((factor == 1).all())
+    if not check.is_eager(factor) or not factor.is_cpu:
+        return False
+    return factor.item() == 1.0 if factor.dim() == 0 else bool((factor == 1).all())
 
 
 torch.library.register_autograd("udp_fast::denoising_loss", _backward, setup_context=_setup_context)
 
 
-class _Eager(torch.autograd.Function):
-    """The same rule without torch.library's dispatch, which costs a small latent more than the op."""
+def _reduced(losses: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return losses
+    return losses.sum() if reduction == "sum" else losses.mean()
 
-    forward = staticmethod(_denoising_loss)
-    setup_context = staticmethod(_setup_context)
-    backward = staticmethod(_backward)
+
+class _Eager(torch.autograd.Function):
+    """The same rule, reduction included, without what costs a small latent more than the op.
+
+    That is torch.library's dispatch, the nodes of the reduction, and the signature that autograd
+    inspects at every call of a forward that has a ``setup_context``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, reduction: str, *args: Any) -> Tensor:
+        output = _denoising_loss(*args)
+        _setup_context(ctx, args, output)
+        return _reduced(output[0], reduction)
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
+        # Whatever the reduction: `grad_scale` is what it puts before the sum.
+        return None, *_gradients(ctx, ctx.needs_input_grad[1:], grad_loss)
 
 
 def _check_derived(
@@ -185,19 +209,15 @@ def denoising_loss(
         prediction_type = "epsilon"  # the gradient's rule: no coefficient
     with_grad = check.wants_grad(pred, target, x, noise)
     grad_scale = 1.0 / pred.shape[0] if reduction == "mean" and pred.shape[0] else 1.0
-    evaluate: Any
+    args = (pred, target, x, t, table, noise, key, weight, prediction_type)
+    loss: Tensor
     if not check.is_eager(pred, target, x, noise):
-        evaluate = torch.ops.udp_fast.denoising_loss
-        with_grad = torch.is_grad_enabled()
+        loss, _ = torch.ops.udp_fast.denoising_loss(*args, torch.is_grad_enabled(), grad_scale)
+    elif with_grad:
+        return _Eager.apply(reduction, *args, True, grad_scale)  # type: ignore[no-untyped-call,no-any-return]
     else:
-        evaluate = _Eager.apply if with_grad else _denoising_loss
-    loss, _ = evaluate(
-        pred, target, x, t, table, noise, key, weight, prediction_type, with_grad, grad_scale
-    )
-    assert isinstance(loss, Tensor)
-    if reduction == "none":
-        return loss
-    return loss.sum() if reduction == "sum" else loss.mean()
+        loss, _ = _denoising_loss(*args, False, grad_scale)
+    return _reduced(loss, reduction)
 
 
 def accumulate_timesteps_(

@@ -67,10 +67,18 @@ torch.library.register_autograd("udp_fast::q_sample", _backward, setup_context=_
 
 
 class _Eager(torch.autograd.Function):
-    """The same rule without torch.library's dispatch, which costs a small latent more than the op."""
+    """The same rule without what costs a small latent more than the op.
 
-    forward = staticmethod(_q_sample)
-    setup_context = staticmethod(_setup_context)
+    That is torch.library's dispatch, and the signature that autograd inspects at every call of a
+    forward that has a ``setup_context``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        output = _q_sample(*args)
+        _setup_context(ctx, args, output)
+        return output
+
     backward = staticmethod(_backward)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..registry import Backend, one_by_one
 from . import native
+from .attention import attention, attention_backward
 from .denoising_loss import denoising_loss
 from .image_scale import image_scale
 from .pgd_step import pgd_step_
@@ -48,6 +49,8 @@ def _status() -> str:
 BACKEND = Backend(
     name="cpu",
     ops={
+        "attention": attention,
+        "attention_backward": attention_backward,
         "denoising_loss": denoising_loss,
         "image_scale": image_scale,
         "pgd_step_": pgd_step_,
@@ -58,4 +61,5 @@ BACKEND = Backend(
     not_supported_reasons=_not_supported_reasons,
     status=_status,
     missing=native.MISSING,
+    variant=lambda: str(native.module().isa()),
 )

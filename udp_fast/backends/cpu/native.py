@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 try:
-    from udp_fast import _native as _module
+    from udp_fast import _native
 except ImportError as error:
-    _module: ModuleType | None = None  # type: ignore[no-redef]
+    _module: ModuleType | None = None
     MISSING = (
         f"the native kernels are not installed ({error}); reinstall with a C++17 compiler at hand"
         " and without UDP_NO_NATIVE=1"
     )
 else:
+    _module = _native
     MISSING = ""
 
 #: As csrc/cpu/ops.h numbers them; True is 1, so a bool is a uint8.

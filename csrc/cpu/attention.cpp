@@ -1,0 +1,125 @@
+// How attention is cut into items of work, and the memory that they work in.
+#include "attention_launch.h"
+
+#include <algorithm>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "isa.h"
+#include "parallel.h"
+
+namespace udp {
+namespace {
+
+int64_t pieces(int64_t n, int64_t size) {
+    return (n + size - 1) / size;
+}
+
+// Memory for as many items as run at once, allocated once a call.
+class Workspace {
+  public:
+    Workspace(int64_t floats, int64_t slots)
+        : memory_(new float[static_cast<size_t>(floats * slots + 16)]) {
+        // To a cache line: operands of whole vectors then never straddle one.
+        const uintptr_t address = reinterpret_cast<uintptr_t>(memory_.get());
+        float* base = memory_.get() + (64 - address % 64) % 64 / sizeof(float);
+        for (int64_t i = 0; i < slots; ++i) free_.push_back(base + i * floats);
+    }
+    float* take() {
+        std::lock_guard<std::mutex> lock(mutex_);
+        float* slot = free_.back();
+        free_.pop_back();
+        return slot;
+    }
+    void give(float* slot) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        free_.push_back(slot);
+    }
+
+  private:
+    std::unique_ptr<float[]> memory_;
+    std::mutex mutex_;
+    std::vector<float*> free_;
+};
+
+template <class Body>
+void for_items(int64_t items, int64_t floats, int threads, const Body& body) {
+    Workspace workspace(floats, std::min<int64_t>(items, std::max(threads, 1)));
+    parallel_for(items, 1, threads, [&](int64_t item) {
+        float* slot = workspace.take();
+        body(item, slot);
+        workspace.give(slot);
+    });
+}
+
+// Keys at a time, as equal as can be: what is made of them and their scores should stay in the
+// second cache.
+int64_t key_block(const AttentionShape& s) {
+    const int64_t most = s.size <= 48 ? 256 : s.size <= 96 ? 128 : 64;
+    return pieces(s.keys, std::max<int64_t>(1, (s.keys + most / 2) / most));
+}
+
+// As many threads as there is work for: to wake one takes as long as some 10^6 operations.
+int threads_for(const AttentionShape& s, int64_t products, int threads) {
+    const int64_t each = s.images * s.heads * s.queries;
+    const int64_t operations = each * s.keys * s.size * 2 * products;
+    return static_cast<int>(std::min<int64_t>(std::max(threads, 1), 1 + operations / 1000000));
+}
+
+// Queries of an item: many, so that bringing keys into order costs little, but as long as there are
+// enough items for all threads and the rows' sums stay in the second cache.
+int64_t row_block(const AttentionShape& s, int threads) {
+    int64_t rows =
+        std::max<int64_t>(kBlock, std::min<int64_t>(512, 65536 / s.size) / kBlock * kBlock);
+    rows = std::min(rows, pieces(s.queries, kBlock) * kBlock);
+    while (rows > kBlock && s.images * s.heads * pieces(s.queries, rows) < 4 * threads) {
+        rows = pieces(rows / 2, kBlock) * kBlock;
+    }
+    return rows;
+}
+
+// Items of a head where its keys' gradients are summed over queries. One is best, unless there are
+// few heads; each costs as much memory as dk and dv.
+int64_t parts_of(const AttentionShape& s) {
+    const int64_t by_heads = pieces(8, s.heads), by_rows = s.queries / 512;
+    const int64_t by_memory = (int64_t{64} << 20) / (s.heads * s.keys * s.size * 8);
+    return std::max<int64_t>(1, std::min({by_heads, by_rows, by_memory}));
+}
+
+}  // namespace
+
+void attention(const Attention& a, int threads) {
+    const Kernels& k = kernels();
+    threads = threads_for(a.shape, 2, threads);
+    const AttentionPlan plan{row_block(a.shape, threads), key_block(a.shape), 1, nullptr};
+    for_items(a.shape.images * a.shape.heads * plan.items(a.shape),
+              k.attention_floats(a.shape, plan), threads,
+              [&](int64_t item, float* floats) { k.attention(a, plan, item, floats); });
+}
+
+void attention_backward(const AttentionBackward& a, int threads) {
+    const Kernels& k = kernels();
+    const AttentionShape& s = a.shape;
+    threads = threads_for(s, 3, threads);
+    AttentionPlan plan{row_block(s, threads), a.lse == nullptr ? s.keys : key_block(s), 1, nullptr};
+    std::unique_ptr<float[]> partial;
+    if (a.dk.data != nullptr || a.dv.data != nullptr) {
+        plan.parts = parts_of(s);
+        plan.rows = pieces(pieces(s.queries, plan.parts), kBlock) * kBlock;
+        plan.parts = plan.items(s);
+        if (plan.parts > 1) {
+            partial.reset(new float[static_cast<size_t>(s.images * s.heads * plan.parts * 2 *
+                                                        s.keys * s.size)]);
+            plan.partial = partial.get();
+        }
+    }
+    for_items(s.images * s.heads * plan.items(s), k.attention_backward_floats(a, plan), threads,
+              [&](int64_t item, float* floats) { k.attention_backward(a, plan, item, floats); });
+    if (plan.parts > 1) {
+        parallel_for(s.images * s.heads, 1, threads,
+                     [&](int64_t item) { k.attention_sum(a, plan, item); });
+    }
+}
+
+}  // namespace udp

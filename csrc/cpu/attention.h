@@ -1,0 +1,519 @@
+// Attention. Scores are held transposed, [keys, kBlock]: a lane is a query, so that the softmax
+// needs no sum across lanes, no width of a head and no number of keys is padded, and all
+// instruction sets give equal bits. Exponentials are powers of two: log2 e is in the scale of q.
+//
+// Operands are brought into float32 and into the order in which they are read, a block at a time:
+//   lanes  [size, kBlock]  a block of queries, transposed
+//   tiles  [keys, size]    for sums over the size: the rows of a tile side by side (product.h)
+//   rows   [rows, columns] for sums over keys or queries; columns is the size in whole half-vectors
+#pragma once
+
+#include <limits>
+#include <type_traits>
+
+#include "../math/exp.h"
+#include "../math/normal.h"
+#include "ops.h"
+#include "product.h"
+#include "rows.h"
+
+namespace udp {
+namespace UDP_ISA {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// --- packing -------------------------------------------------------------------------------------
+
+// One head of one image, from some row on.
+template <class T>
+struct HeadRows {
+    T* data;
+    int64_t step;
+    T* row(int64_t i) const { return data + i * step; }
+};
+
+template <class T>
+HeadRows<T> rows_of(const Heads& x, int64_t image, int64_t head, int64_t row) {
+    return {static_cast<T*>(x.data) + image * x.image + head * x.head + row * x.row, x.row};
+}
+
+// body(HeadRows) of the storage type.
+template <class Body>
+void with_rows(const Heads& x, int64_t image, int64_t head, int64_t row, Body body) {
+    switch (x.type) {
+        case DType::float32:
+            return body(rows_of<float>(x, image, head, row));
+        case DType::float16:
+            return body(rows_of<Float16>(x, image, head, row));
+        case DType::bfloat16:
+            return body(rows_of<BFloat16>(x, image, head, row));
+        case DType::uint8:
+            return;
+    }
+}
+
+// body(column, Full or Part) for the groups of sixteen columns. The last one overlaps the one
+// before it rather than being a part, where there is one before it: what is done twice is the same.
+template <class Body>
+UDP_HD void for_columns(int64_t size, Body body) {
+    if (size < 16) return body(int64_t{0}, Part{size});
+    for (int64_t d = 0; d + 16 <= size; d += 16) body(d, Full{});
+    if (size % 16 != 0) body(size - 16, Full{});
+}
+UDP_HD int64_t count_of(Full) {
+    return 16;
+}
+UDP_HD int64_t count_of(Part part) {
+    return part.n;
+}
+
+// Sixteen columns of up to sixteen rows, transposed; rows that are missing read zero.
+template <class T, class Lanes>
+UDP_HD void load_transposed(HeadRows<T> x, int64_t count, int64_t column, Lanes lanes, F scale,
+                            F (&r)[16]) {
+    if (count >= 16) {
+        for (int i = 0; i < 16; ++i) r[i] = load(x.row(i) + column, lanes) * scale;
+    } else {
+        for (int i = 0; i < 16; ++i) {
+            r[i] = i < count ? load(x.row(i) + column, lanes) * scale : F(0.0f);
+        }
+    }
+    transpose16(r);
+}
+
+// to [size, kBlock]: `count` rows times scale, transposed; the lanes beyond them up to `lanes` are
+// 0.
+template <class T>
+UDP_NOINLINE void pack_lanes(HeadRows<T> x, int64_t count, int64_t size, float scale, int64_t lanes,
+                             float* to) {
+    const F factor(scale);
+    for (int64_t lane = 0; lane < lanes; lane += 16) {
+        for_columns(size, [=](int64_t column, auto part) {
+            F r[16];
+            load_transposed(HeadRows<T>{x.row(lane), x.step}, count - lane, column, part, factor,
+                            r);
+            float* at = to + column * kBlock + lane;
+            for (int64_t i = 0; i < count_of(part); ++i) store16(at + i * kBlock, r[i]);
+        });
+    }
+}
+
+// What `product` calls a packed A: tile after tile, [size, rows of the tile]. Up to fifteen floats
+// behind it are written.
+template <class T>
+UDP_NOINLINE void pack_tiles(HeadRows<T> x, int64_t count, int64_t size, float* to) {
+    for_tiles(count, [=](int64_t first, int64_t rows) {
+        for_columns(size, [=](int64_t column, auto part) {
+            F r[16];
+            load_transposed(HeadRows<T>{x.row(first), x.step}, rows, column, part, F(1.0f), r);
+            float* at = to + first * size + column * rows;
+            // Each store's surplus lanes are overwritten by the next one.
+            for (int64_t i = 0; i < count_of(part); ++i) store16(at + i * rows, r[i]);
+        });
+    });
+}
+
+// to [count, columns]; columns beyond the size are 0.
+template <class T>
+UDP_NOINLINE void pack_rows(HeadRows<T> x, int64_t count, int64_t size, int64_t columns,
+                            float* to) {
+    for (int64_t i = 0; i < count; ++i, to += columns) {
+        const T* row = x.row(i);
+        for (int64_t d = size; d < columns; ++d) to[d] = 0.0f;
+        for_columns(size,
+                    [=](int64_t d, auto part) { store(to + d, load(row + d, part), part, false); });
+    }
+}
+
+// The way back: `count` rows from [count, columns] times scale.
+template <class T>
+UDP_NOINLINE void unpack_rows(const float* from, int64_t count, int64_t size, int64_t columns,
+                              float scale, HeadRows<T> x) {
+    const F factor(scale);
+    for (int64_t i = 0; i < count; ++i, from += columns) {
+        T* row = x.row(i);
+        for_columns(size, [=](int64_t d, auto part) {
+            store(row + d, load(from + d, part) * factor, part, false);
+        });
+    }
+}
+
+// `count` rows from lanes [size, kBlock], each lane times its factor.
+template <class T>
+UDP_NOINLINE void unpack_lanes(const float* from, const float* factor, int64_t count, int64_t size,
+                               HeadRows<T> x) {
+    for (int64_t lane = 0; lane < count; lane += 16) {
+        const F scale = load16(factor + lane);
+        const int64_t rows = count - lane < 16 ? count - lane : 16;
+        for_columns(size, [=](int64_t column, auto part) {
+            F r[16];
+            const float* at = from + column * kBlock + lane;
+            for (int64_t i = 0; i < 16; ++i) {
+                r[i] = i < count_of(part) ? load16(at + i * kBlock) * scale : F(0.0f);
+            }
+            transpose16(r);
+            for (int64_t i = 0; i < rows; ++i) {
+                store(x.row(lane + i) + column, r[i], part, false);
+            }
+        });
+    }
+}
+
+// sums[i] = the product of row i of x with row i of y, in an order that the size alone decides.
+template <class T>
+UDP_NOINLINE void row_products(HeadRows<T> x, HeadRows<T> y, int64_t count, int64_t size,
+                               float* sums) {
+    for (int64_t i = 0; i < count; ++i) {
+        F sum(0.0f);
+        const T *a = x.row(i), *b = y.row(i);
+        for_lanes(size, [a, b, &sum](int64_t d, auto lanes) {
+            sum = fma(load(a + d, lanes), load(b + d, lanes), sum);
+        });
+        float lane[16];
+        store16(lane, sum);
+        for (int width = 8; width > 0; width /= 2) {
+            for (int j = 0; j < width; ++j) lane[j] += lane[j + width];
+        }
+        sums[i] = lane[0];
+    }
+}
+
+// --- blocks of scores ----------------------------------------------------------------------------
+
+// Memory of one item of work, handed out in cache lines; from null, only counted.
+struct Floats {
+    float* base;
+    int64_t used = 0;
+    float* take(int64_t n) {
+        float* p = base == nullptr ? nullptr : base + used;
+        used += (n + 15) / 16 * 16;
+        return p;
+    }
+};
+
+int64_t in_whole(int64_t n, int64_t unit) {
+    return (n + unit - 1) / unit * unit;
+}
+
+// The scores of a block of queries with a block of keys, times log2 e.
+struct Scores {
+    int64_t image, head;
+    int64_t row, rows;  // queries, at most kBlock
+    int64_t key, keys;
+    int64_t lanes;  // rows in whole panels
+};
+
+UDP_NOINLINE void add_bias(const Bias& bias, const Scores& at, float* s, float* transposed) {
+    const float* from = bias.data + at.image * bias.image + at.head * bias.head +
+                        at.row * bias.query + at.key * bias.key;
+    if (bias.query == 0) {
+        for (int64_t c = 0; c < at.keys; ++c, s += kBlock) {
+            const F b(from[c * bias.key] * kLog2E);
+            for (int64_t r = 0; r < at.lanes; r += 16) store16(s + r, load16(s + r) + b);
+        }
+        return;
+    }
+    // The backend sees to it that the keys' stride is 1 here.
+    const HeadRows<const float> rows{from, bias.query};
+    pack_lanes(rows, at.rows, at.keys, kLog2E, at.lanes, transposed);
+    for (int64_t c = 0; c < at.keys; ++c, s += kBlock, transposed += kBlock) {
+        for (int64_t r = 0; r < at.lanes; r += 16) {
+            store16(s + r, load16(s + r) + load16(transposed + r));
+        }
+    }
+}
+
+// Of sixteen queries: s becomes 2^(s - most), `most` and `sum` go on from the keys before, and
+// `fade` is what all that was summed with the former `most` has to be multiplied by.
+UDP_NOINLINE void softmax_lanes(float* s, int64_t keys, float* most, float* sum, float* fade) {
+    const F before = load16(most);
+    F now = before;
+    for (int64_t c = 0; c < keys; ++c) now = at_least(load16(s + c * kBlock), now);
+    // Where all keys are masked so far, -inf - 0 and not -inf - -inf.
+    const F base = select(now < F(-kLargest), F(0.0f), now);
+    const F factor = exp2_or_zero<F, U>(before - base);
+    F total = load16(sum) * factor;
+    for (int64_t c = 0; c < keys; ++c) {
+        const F p = exp2_or_zero<F, U>(load16(s + c * kBlock) - base);
+        store16(s + c * kBlock, p);
+        total = total + p;
+    }
+    store16(most, now);
+    store16(sum, total);
+    store16(fade, factor);
+}
+
+// 1 / sum; 0 for a query that attends to nothing.
+void invert(const float* sum, float* inverse) {
+    for (int64_t r = 0; r < kBlock; ++r) inverse[r] = sum[r] == 0.0f ? 0.0f : 1.0f / sum[r];
+}
+
+// --- forward -------------------------------------------------------------------------------------
+
+struct ForwardFloats {
+    float *k, *v, *s, *bias, *q, *out, *most, *sum, *fade;
+    int64_t used;
+    ForwardFloats(const AttentionShape& shape, const AttentionPlan& plan, float* base) {
+        Floats floats{base};
+        const int64_t columns = in_whole(shape.size, 8), rows = in_whole(plan.rows, kBlock);
+        k = floats.take(plan.keys * shape.size + 16);
+        v = floats.take(plan.keys * columns);
+        s = floats.take(plan.keys * kBlock);
+        bias = floats.take(plan.keys * kBlock);
+        q = floats.take(rows * shape.size);
+        out = floats.take(rows * shape.size);
+        most = floats.take(rows);
+        sum = floats.take(rows);
+        fade = floats.take(kBlock);
+        used = floats.used;
+    }
+};
+
+int64_t attention_floats(const AttentionShape& shape, const AttentionPlan& plan) {
+    return ForwardFloats(shape, plan, nullptr).used;
+}
+
+// body(first, count) for the pieces of at most `size` of 0 .. n.
+template <class Body>
+UDP_HD void for_blocks(int64_t n, int64_t size, Body body) {
+    for (int64_t first = 0; first < n; first += size) {
+        body(first, n - first < size ? n - first : size);
+    }
+}
+
+void attention(const Attention& a, const AttentionPlan& plan, int64_t item, float* base) {
+    const AttentionShape& shape = a.shape;
+    const ForwardFloats f(shape, plan, base);
+    const int64_t size = shape.size, columns = in_whole(size, 8), items = plan.items(shape);
+    const int64_t image = item / items / shape.heads, head = item / items % shape.heads;
+    const int64_t first = item % items * plan.rows;
+    const int64_t rows = shape.queries - first < plan.rows ? shape.queries - first : plan.rows;
+    for (int64_t r = 0; r < in_whole(rows, kBlock); ++r) {
+        f.most[r] = -kInfinity;
+        f.sum[r] = 0.0f;
+    }
+    for_blocks(shape.keys, plan.keys, [&](int64_t key, int64_t keys) {
+        with_rows(a.k, image, head, key, [&](auto x) { pack_tiles(x, keys, size, f.k); });
+        with_rows(a.v, image, head, key, [&](auto x) { pack_rows(x, keys, size, columns, f.v); });
+        for_blocks(rows, kBlock, [&](int64_t row, int64_t count) {
+            const int64_t lanes = in_whole(count, kPanel);
+            float *q = f.q + row * size, *out = f.out + row * size;
+            float *most = f.most + row, *sum = f.sum + row;
+            if (key == 0) {
+                with_rows(a.q, image, head, first + row,
+                          [&](auto x) { pack_lanes(x, count, size, a.scale * kLog2E, lanes, q); });
+            }
+            product(keys, size, {f.k, 0, true}, q, f.s, lanes, Start::zero);
+            if (a.bias.data != nullptr) {
+                add_bias(a.bias, {image, head, first + row, count, key, keys, lanes}, f.s, f.bias);
+            }
+            for (int64_t lane = 0; lane < lanes; lane += 16) {
+                softmax_lanes(f.s + lane, keys, most + lane, sum + lane, f.fade + lane);
+            }
+            product(size, keys, {f.v, columns, false}, f.s, out, lanes,
+                    key == 0 ? Start::zero : Start::scaled_sum, f.fade);
+            if (key + keys < shape.keys) return;
+            float* inverse = f.fade;
+            invert(sum, inverse);
+            with_rows(a.out, image, head, first + row,
+                      [&](auto x) { unpack_lanes(out, inverse, count, size, x); });
+            if (a.lse == nullptr) return;
+            float* lse = a.lse + (image * shape.heads + head) * shape.queries + first + row;
+            for_lanes(count, [=](int64_t r, auto part) {
+                const F total = load16(sum + r);
+                const F log = F(-0.5f) * minus_two_log<F, U>(total);
+                const F value = fma(load16(most + r), F(kLn2), log);
+                store(lse + r, select(total != F(0.0f), value, F(-kInfinity)), part, false);
+            });
+        });
+    });
+}
+
+// --- backward ------------------------------------------------------------------------------------
+
+struct BackwardFloats {
+    float *k_tiles, *k_rows, *v_tiles, *p, *ds, *bias, *q, *grad, *q_rows, *grad_rows;
+    float *dk, *dv, *dq, *lse, *delta, *sum, *factor;
+    int64_t used;
+    BackwardFloats(const AttentionBackward& a, const AttentionPlan& plan, float* base) {
+        Floats floats{base};
+        const int64_t size = a.shape.size, columns = in_whole(size, 8);
+        const int64_t rows = in_whole(plan.rows, kBlock), keys = plan.keys + kSpareRows;
+        // One block of dq is enough where it is finished at once.
+        const int64_t dq_rows = plan.keys < a.shape.keys ? rows : kBlock;
+        k_tiles = floats.take(plan.keys * size + 16);
+        k_rows = floats.take(plan.keys * columns);
+        v_tiles = floats.take(plan.keys * size + 16);
+        p = floats.take(keys * kBlock);
+        ds = floats.take(keys * kBlock);
+        bias = floats.take(a.bias.data == nullptr ? 0 : plan.keys * kBlock);
+        q = floats.take(kBlock * size);
+        grad = floats.take(kBlock * size);
+        q_rows = floats.take(a.dk.data == nullptr ? 0 : kBlock * columns);
+        grad_rows = floats.take(a.dv.data == nullptr ? 0 : kBlock * columns);
+        dk = floats.take(a.dk.data == nullptr ? 0 : keys * columns);
+        dv = floats.take(a.dv.data == nullptr ? 0 : keys * columns);
+        dq = floats.take(a.dq.data == nullptr ? 0 : dq_rows * size);
+        lse = floats.take(rows);
+        delta = floats.take(rows);
+        sum = floats.take(kBlock);
+        factor = floats.take(kBlock);
+        used = floats.used;
+    }
+};
+
+int64_t attention_backward_floats(const AttentionBackward& a, const AttentionPlan& plan) {
+    return BackwardFloats(a, plan, nullptr).used;
+}
+
+// Of sixteen queries, from the rows' sums: p from the scores, ds from dp.
+UDP_NOINLINE void differentiate_lanes(float* p, float* ds, int64_t keys, const float* lse,
+                                      const float* delta, bool keep_p, bool needs_ds) {
+    const F l = load16(lse), d = load16(delta);
+    for (int64_t c = 0; c < keys; ++c, p += kBlock, ds += kBlock) {
+        const F probability = exp2_or_zero<F, U>(load16(p) - l);
+        if (keep_p) store16(p, probability);
+        if (needs_ds) store16(ds, probability * (load16(ds) - d));
+    }
+}
+
+// The same where p holds 2^(s - most) and there is nothing to start from but its sum.
+UDP_NOINLINE void differentiate_tile_lanes(const float* p, float* ds, int64_t keys,
+                                           const float* inverse) {
+    F delta(0.0f);
+    const F scale = load16(inverse);
+    for (int64_t c = 0; c < keys; ++c) {
+        delta = fma(load16(p + c * kBlock), load16(ds + c * kBlock), delta);
+    }
+    delta = delta * scale;
+    for (int64_t c = 0; c < keys; ++c) {
+        const F probability = load16(p + c * kBlock) * scale;
+        store16(ds + c * kBlock, probability * (load16(ds + c * kBlock) - delta));
+    }
+}
+
+// lse in powers of two, +inf for a query that attends to nothing, so that its p are 0.
+void read_rows(const AttentionBackward& a, int64_t image, int64_t head, int64_t row, int64_t count,
+               float* lse, float* delta) {
+    const AttentionShape& shape = a.shape;
+    const float* from = a.lse + (image * shape.heads + head) * shape.queries + row;
+    for (int64_t r = 0; r < in_whole(count, kBlock); ++r) {
+        const bool attends = r < count && from[r] != -kInfinity;
+        lse[r] = attends ? from[r] * kLog2E : kInfinity;
+        delta[r] = 0.0f;
+    }
+    with_rows(a.grad_out, image, head, row, [&](auto x) {
+        using T = std::remove_pointer_t<decltype(x.data)>;
+        row_products(x, rows_of<T>(a.out, image, head, row), count, shape.size, delta);
+    });
+}
+
+void attention_backward(const AttentionBackward& a, const AttentionPlan& plan, int64_t item,
+                        float* base) {
+    const AttentionShape& shape = a.shape;
+    const BackwardFloats f(a, plan, base);
+    const bool needs_q = a.dq.data != nullptr, needs_k = a.dk.data != nullptr;
+    const bool needs_v = a.dv.data != nullptr, one_tile = a.lse == nullptr;
+    const int64_t size = shape.size, columns = in_whole(size, 8), items = plan.items(shape);
+    const int64_t image = item / items / shape.heads, head = item / items % shape.heads;
+    const int64_t first = item % items * plan.rows;
+    const int64_t rows = shape.queries - first < plan.rows ? shape.queries - first : plan.rows;
+    const bool whole = plan.keys >= shape.keys;
+    // What the spare rows of a tile multiply is thrown away, but should not be slow, as subnormal
+    // numbers are.
+    for (int64_t i = plan.keys * kBlock; i < (plan.keys + kSpareRows) * kBlock; ++i) {
+        f.p[i] = f.ds[i] = 0.0f;
+    }
+    if (!one_tile) read_rows(a, image, head, first, rows, f.lse, f.delta);
+    for_blocks(shape.keys, plan.keys, [&](int64_t key, int64_t keys) {
+        with_rows(a.k, image, head, key, [&](auto x) {
+            pack_tiles(x, keys, size, f.k_tiles);
+            if (needs_q) pack_rows(x, keys, size, columns, f.k_rows);
+        });
+        with_rows(a.v, image, head, key, [&](auto x) { pack_tiles(x, keys, size, f.v_tiles); });
+        for_blocks(rows, kBlock, [&](int64_t row, int64_t count) {
+            const int64_t lanes = in_whole(count, kPanel);
+            with_rows(a.q, image, head, first + row, [&](auto x) {
+                pack_lanes(x, count, size, a.scale * kLog2E, lanes, f.q);
+                if (needs_k) pack_rows(x, count, size, columns, f.q_rows);
+            });
+            with_rows(a.grad_out, image, head, first + row, [&](auto x) {
+                if (needs_q || needs_k) pack_lanes(x, count, size, 1.0f, lanes, f.grad);
+                if (needs_v) pack_rows(x, count, size, columns, f.grad_rows);
+            });
+            product(keys, size, {f.k_tiles, 0, true}, f.q, f.p, lanes, Start::zero);
+            if (a.bias.data != nullptr) {
+                add_bias(a.bias, {image, head, first + row, count, key, keys, lanes}, f.p, f.bias);
+            }
+            if (needs_q || needs_k) {
+                product(keys, size, {f.v_tiles, 0, true}, f.grad, f.ds, lanes, Start::zero);
+            }
+            if (one_tile) {
+                for (int64_t r = 0; r < kBlock; ++r) {
+                    f.lse[r] = -kInfinity;
+                    f.sum[r] = 0.0f;
+                }
+                for (int64_t lane = 0; lane < lanes; lane += 16) {
+                    softmax_lanes(f.p + lane, keys, f.lse + lane, f.sum + lane, f.factor + lane);
+                }
+                invert(f.sum, f.factor);
+                for (int64_t lane = 0; lane < lanes; lane += 16) {
+                    differentiate_tile_lanes(f.p + lane, f.ds + lane, keys, f.factor + lane);
+                }
+            } else {
+                for (int64_t lane = 0; lane < lanes; lane += 16) {
+                    differentiate_lanes(f.p + lane, f.ds + lane, keys, f.lse + row + lane,
+                                        f.delta + row + lane, needs_v, needs_q || needs_k);
+                }
+            }
+            const Start start = row == 0 ? Start::zero : Start::sum;
+            if (needs_v) product_over_queries(keys, count, f.p, f.grad_rows, f.dv, columns, start);
+            if (needs_k) product_over_queries(keys, count, f.ds, f.q_rows, f.dk, columns, start);
+            if (!needs_q) return;
+            float* dq = f.dq + (whole ? 0 : row * size);
+            product(size, keys, {f.k_rows, columns, false}, f.ds, dq, lanes,
+                    key == 0 ? Start::zero : Start::sum);
+            if (key + keys < shape.keys) return;
+            for (int64_t r = 0; r < kBlock; ++r) f.factor[r] = a.scale;
+            with_rows(a.dq, image, head, first + row,
+                      [&](auto x) { unpack_lanes(dq, f.factor, count, size, x); });
+        });
+        const auto deliver = [&](const Heads& to, int64_t which, const float* from, float scale) {
+            if (to.data == nullptr) return;
+            if (plan.parts == 1) {
+                with_rows(to, image, head, key,
+                          [&](auto x) { unpack_rows(from, keys, size, columns, scale, x); });
+                return;
+            }
+            float* part = plan.partial + ((item * 2 + which) * shape.keys + key) * size;
+            unpack_rows(from, keys, size, columns, scale, HeadRows<float>{part, size});
+        };
+        deliver(a.dk, 0, f.dk, a.scale);
+        deliver(a.dv, 1, f.dv, 1.0f);
+    });
+}
+
+// dk and dv of one head, from its parts in their order.
+void attention_sum(const AttentionBackward& a, const AttentionPlan& plan, int64_t item) {
+    const AttentionShape& shape = a.shape;
+    const int64_t image = item / shape.heads, head = item % shape.heads;
+    const int64_t floats = shape.keys * shape.size;
+    for (int64_t which = 0; which < 2; ++which) {
+        const Heads& to = which == 0 ? a.dk : a.dv;
+        if (to.data == nullptr) continue;
+        float* sum = plan.partial + (item * plan.parts * 2 + which) * floats;
+        for (int64_t part = 1; part < plan.parts; ++part) {
+            const float* other = sum + part * 2 * floats;
+            for_lanes(floats, [=](int64_t i, auto lanes) {
+                store(sum + i, load(sum + i, lanes) + load(other + i, lanes), lanes, false);
+            });
+        }
+        with_rows(to, image, head, 0,
+                  [&](auto x) { unpack_rows(sum, shape.keys, shape.size, shape.size, 1.0f, x); });
+    }
+}
+
+}  // namespace
+}  // namespace UDP_ISA
+}  // namespace udp

@@ -1,0 +1,536 @@
+"""attention's contract, on every backend that the registry names for it."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import math
+
+import pytest
+import torch
+from cases import BF16, F16, F32, FLOATS, F64, same_bits
+from torch import Tensor
+from torch.library import opcheck
+
+from udp_fast import explain
+from udp_fast.backends import dispatch, preference
+from udp_fast.backends.reference.attention import attention as definition
+from udp_fast.backends.reference.attention import attention_backward as definition_backward
+from udp_fast.backends.registry import backend
+from udp_fast.ops import attention
+from udp_fast.ops.attention import ONE_TILE
+
+INF = math.inf
+OPS = torch.ops.udp_fast
+#: Of the largest number of a result: sixteen roundings of float32, two of the others.
+TOLERANCE = {F32: 16 * 2.0**-23, F16: 2 * 2.0**-10, BF16: 2 * 2.0**-7}
+OURS = ("cuda", "triton", "cpu", "reference")
+NAMES = ("out", "dq", "dk", "dv")
+
+#: B, H, N, M, D: heads of the models and others, tiles and blocks that are full, ragged, alone.
+SHAPES = {
+    "one of each": (1, 1, 1, 1, 1),
+    "one key": (1, 2, 33, 1, 8),
+    "one query": (2, 1, 1, 129, 40),
+    "text, 40": (2, 3, 130, 77, 40),
+    "text, 160": (1, 2, 64, 77, 160),
+    "80 keys": (1, 2, 65, 80, 80),
+    "127 keys": (1, 2, 66, 127, 64),
+    "128 keys": (1, 1, 100, 128, 128),
+    "129 keys": (1, 1, 40, 129, 64),
+    "300 keys, 40": (1, 2, 70, 300, 40),
+    "700 keys, 24": (1, 1, 20, 700, 24),
+    "VAE, 512": (1, 1, 50, 90, 512),
+    "odd head": (1, 2, 37, 41, 17),
+    "head of 9": (1, 1, 20, 30, 9),
+    "few heads, many queries": (1, 1, 1100, 60, 40),
+}
+LAYOUTS = ("[B, H, N, D]", "[B, N, H, D]", "a slice of one projection", "expanded")
+
+
+def tensor(b: int, h: int, n: int, d: int, seed: int, dtype=F32, layout="[B, N, H, D]") -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    if layout == "[B, H, N, D]":
+        return torch.randn(b, h, n, d, generator=g).to(dtype)
+    if layout == "a slice of one projection":
+        return torch.randn(b, n, 3, h, d, generator=g).to(dtype)[:, :, 1].transpose(1, 2)
+    if layout == "expanded":
+        return torch.randn(1, 1, n, d, generator=g).to(dtype).expand(b, h, n, d)
+    return torch.randn(b, n, h, d, generator=g).to(dtype).transpose(1, 2)
+
+
+def operands(shape, dtype=F32, layout="[B, N, H, D]", seed=0) -> list[Tensor]:
+    """q, k, v and a gradient of out."""
+    b, h, n, m, d = shape
+    return [
+        tensor(b, h, rows, d, 10 * seed + i, dtype, layout) for i, rows in enumerate((n, m, m, n))
+    ]
+
+
+def biases(shape, kind: str) -> Tensor | None:
+    b, h, n, m, _ = shape
+    g = torch.Generator().manual_seed(9)
+    if kind == "none":
+        return None
+    if kind == "padded keys":
+        bias = torch.zeros(b, 1, 1, m)
+        bias[..., m // 2 + 1 :] = -INF
+        return bias
+    if kind == "a number a score":
+        bias = torch.randn(b, h, n, m, generator=g)
+        bias[:, :, : n // 3, m // 2 :] = -INF
+        return bias
+    if kind == "a number a query":
+        return torch.randn(1, h, n, 1, generator=g)
+    if kind == "a number":
+        return torch.full((), 3.0)
+    if kind == "[N, M]":
+        return torch.randn(m, n, generator=g).t()
+    if kind == "half":
+        return torch.randn(b, 1, n, m, generator=g).to(BF16)
+    if kind == "mask":
+        return torch.rand(1, 1, n, m, generator=g) < 0.6
+    assert kind == "nothing to attend to"
+    mask = torch.ones(b, 1, n, m, dtype=torch.bool)
+    mask[:, :, ::2] = False
+    return mask
+
+
+BIASES = (
+    *("none", "padded keys", "a number a score", "a number a query", "a number", "[N, M]", "half"),
+    *("mask", "nothing to attend to"),
+)
+
+
+def evaluate(q, k, v, grad, needs=(True, True, True), **options) -> list[Tensor | None]:
+    """out, dq, dk, dv through autograd."""
+    leaves = [x.detach().requires_grad_(needed) for x, needed in zip((q, k, v), needs, strict=True)]
+    out = attention(*leaves, **options)
+    out.backward(grad)
+    return [out.detach(), *(x.grad for x in leaves)]
+
+
+def exact(q, k, v, grad, bias=None, scale=None) -> list[Tensor]:
+    """The same, by the definition in float64."""
+    q, k, v, grad = (x.double() for x in (q, k, v, grad))
+    if bias is not None:
+        if bias.dtype == torch.bool:
+            bias = torch.zeros(bias.shape).masked_fill(~bias, -INF)
+        bias = bias.double().reshape((1,) * (4 - bias.dim()) + tuple(bias.shape))
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    out, lse = definition(q, k, v, bias, scale, True)
+    grads = definition_backward(grad, q, k, v, bias, out, lse, scale, [True] * 3)
+    return [out, *grads]
+
+
+def close(got: Tensor, expected: Tensor, dtype: torch.dtype, what: str) -> None:
+    assert got.dtype == dtype
+    error = (got.double() - expected).abs().max()
+    # A row of one key has a gradient of 0, the difference of numbers of this size.
+    size = max(float(expected.abs().max()), 1.0)
+    assert error <= TOLERANCE[dtype] * size, f"{what}: error {error / size:.2g}"
+
+
+# --- values --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values(attention_backend, shape, dtype):
+    ops = operands(SHAPES[shape], dtype)
+    for name, got, expected in zip(NAMES, evaluate(*ops), exact(*ops), strict=True):
+        close(got, expected, dtype, name)
+
+
+@pytest.mark.parametrize("kind", BIASES)
+@pytest.mark.parametrize("shape", ["text, 40", "129 keys"])
+def test_bias_and_mask(attention_backend, shape, kind):
+    ops, bias = operands(SHAPES[shape]), biases(SHAPES[shape], kind)
+    for name, a, b in zip(NAMES, evaluate(*ops, bias=bias), exact(*ops, bias), strict=True):
+        close(a, b, F32, name)
+    (dq,) = evaluate(*ops, bias=bias, needs=(True, False, False))[1:2]
+    close(dq, exact(*ops, bias)[1], F32, "dq alone")
+
+
+@pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=3))[1:], ids=str)
+@pytest.mark.parametrize("shape", ["text, 40", "129 keys", "few heads, many queries"])
+def test_every_set_of_gradients(attention_backend, shape, needs):
+    ops = operands(SHAPES[shape])
+    expected = exact(*ops)
+    for results in (evaluate(*ops, needs=needs), masked(ops, needs)):
+        for name, got, wanted, right in zip(
+            NAMES, results, (True, *needs), expected, strict=True
+        ):
+            assert (got is not None) == wanted
+            if got is not None:
+                close(got, right, F32, name)
+
+
+def masked(ops, needs) -> list[Tensor | None]:
+    """Everything requires a gradient; the argument says what may get one."""
+    q, k, v = (x.detach().requires_grad_() for x in ops[:3])
+    out = attention(q, k, v, needs=needs)
+    out.backward(ops[3])
+    return [out.detach(), q.grad, k.grad, v.grad]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", ["text, 40", "129 keys"])
+def test_layouts(attention_backend, shape, layout):
+    ops = operands(SHAPES[shape], layout=layout)
+    results = evaluate(*ops)
+    for name, got, expected in zip(NAMES, results, exact(*ops), strict=True):
+        close(got, expected, F32, name)
+    with torch.no_grad():
+        out = attention(*ops[:3])
+    assert out.stride() == torch.empty_like(ops[0]).stride()
+
+
+def test_layouts_may_differ(attention_backend):
+    shape = SHAPES["text, 40"]
+    ops = [operands(shape, layout=layout)[i] for i, layout in enumerate(LAYOUTS)]
+    for name, got, expected in zip(NAMES, evaluate(*ops), exact(*ops), strict=True):
+        close(got, expected, F32, name)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.3, 0.5])
+def test_scale(attention_backend, scale):
+    ops = operands(SHAPES["text, 40"])
+    for name, a, b in zip(
+        NAMES, evaluate(*ops, scale=scale), exact(*ops, scale=scale), strict=True
+    ):
+        close(a, b, F32, name)
+
+
+@pytest.mark.parametrize("factor", [30.0, 1e3, 1e15], ids=str)
+def test_large_scores(attention_backend, factor):
+    """Scores of 1e2, 1e5 and 1e29: a row is then one key's, and no exponential overflows."""
+    q, k, v, grad = operands(SHAPES["129 keys"])
+    q, k = q * factor, k * factor
+    out = evaluate(q, k, v, grad)[0]
+    assert out.isfinite().all()
+    if factor > 100:  # the largest score is alone
+        scores = q.double() @ k.double().transpose(-1, -2)
+        best = scores.argmax(-1, keepdim=True).expand(-1, -1, -1, v.shape[3])
+        first, second = scores.topk(2, -1).values.unbind(-1)
+        sure = (first - second > 1e-3 * first.abs()).unsqueeze(-1)
+        assert torch.where(sure, out - v.gather(2, best), 0.0).abs().max() == 0
+
+
+def test_masked_rows_give_zero_and_zero_gradients(attention_backend):
+    shape = SHAPES["text, 40"]
+    q, k, v, grad = operands(shape)
+    mask = biases(shape, "nothing to attend to")
+    for needs in ((True, True, True), (True, False, False)):
+        out, dq, *_ = evaluate(q, k, v, grad, needs, bias=mask)
+        assert not out[:, :, ::2].any()
+        assert not dq[:, :, ::2].any()
+    nothing = torch.zeros(1, 1, 1, shape[3], dtype=torch.bool)
+    for result in evaluate(q, k, v, grad, bias=nothing):
+        assert not result.any()
+
+
+def test_masked_keys_get_no_gradient(attention_backend):
+    shape = SHAPES["129 keys"]
+    bias = biases(shape, "padded keys")
+    _, _, dk, dv = evaluate(*operands(shape), bias=bias)
+    off = bias[0, 0, 0] == -INF
+    assert not dk[:, :, off].any()
+    assert not dv[:, :, off].any()
+    assert dk[:, :, ~off].abs().amin(-1).all()
+
+
+def test_a_nan_stays_in_its_row(attention_backend):
+    q, k, v, grad = operands(SHAPES["text, 40"])
+    q[0, 1, 5, 7] = math.nan
+    for needs in ((True, True, True), (True, False, False)):
+        out, dq, *_ = evaluate(q, k, v, grad, needs)
+        for result in (out, dq):
+            bad = result.isnan().any(-1)
+            assert bad[0, 1, 5]
+            assert bad.sum() == 1
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 3, 4, 5), (1, 0, 3, 4, 5), (1, 2, 0, 4, 5), (1, 2, 3, 0, 5)])
+def test_empty(attention_backend, shape, monkeypatch):
+    if attention_backend in ("sdpa", "xformers"):
+        monkeypatch.delenv("UDP_FAST_BACKEND")  # they decline, and others take it
+    ops = operands(shape)
+    for result, like in zip(evaluate(*ops), (ops[0], *ops[:3]), strict=True):
+        assert result.shape == like.shape
+        assert not result.any()
+
+
+# --- accuracy ------------------------------------------------------------------------------------
+
+REAL = {"text, 40": (1, 4, 512, 77, 40), "self, 64": (1, 4, 384, 384, 64)}
+
+
+def rms(x: Tensor) -> float:
+    return float(x.double().square().mean().sqrt())
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("shape", REAL)
+def test_no_more_than_twice_the_error_of_torch(attention_backend, shape, dtype):
+    ops = operands(REAL[shape], dtype)
+    leaves = [x.detach().requires_grad_() for x in ops[:3]]
+    out = torch.nn.functional.scaled_dot_product_attention(*leaves)
+    out.backward(ops[3])
+    theirs = [out.detach(), *(x.grad for x in leaves)]
+    expected = exact(*ops)
+    for name, a, b, right in zip(NAMES, evaluate(*ops), theirs, expected, strict=True):
+        assert rms(a - right) <= 2 * rms(b - right), name
+    (dq,) = evaluate(*ops, needs=(True, False, False))[1:2]
+    assert rms(dq - expected[1]) <= 2 * rms(theirs[1] - expected[1])
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("shape", REAL)
+def test_signs_of_dq(attention_backend, shape, dtype):
+    """The step takes the gradient's sign: it agrees wherever dq is above the rounding level."""
+    ops = operands(REAL[shape], dtype)
+    right = exact(*ops)[1]
+    for needs in ((True, False, False), (True, True, True)):
+        dq = evaluate(*ops, needs=needs)[1].double()
+        above = right.abs() > TOLERANCE[dtype] * right.abs().max()
+        assert above.double().mean() > (0.99 if dtype == F32 else 0.8)
+        assert (dq.sign() == right.sign())[above].all()
+
+
+# --- determinism ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 300, 77, 40), (1, 2, 1100, 300, 24)])
+def test_equal_bits_for_any_number_of_threads(attention_backend, shape, threads):
+    if attention_backend not in OURS[:3]:
+        pytest.skip("a promise of our kernels")
+    ops = operands(shape)
+    for needs in ((True, True, True), (True, False, False)):
+        threads(1)
+        expected = evaluate(*ops, needs=needs)
+        for n in (2, 3, 7):
+            threads(n)
+            for a, b in zip(evaluate(*ops, needs=needs), expected, strict=True):
+                assert (a is None) == (b is None)
+                assert a is None or same_bits(a, b)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 100, 77, 40), (3, 1, 1100, 150, 24)])
+def test_equal_bits_alone_and_in_a_batch(attention_backend, shape):
+    if attention_backend not in OURS[:3]:
+        pytest.skip("a promise of our kernels")
+    ops = operands(shape)
+    for needs in ((True, True, True), (True, False, False)):
+        together = evaluate(*ops, needs=needs)
+        for image in range(shape[0]):
+            alone = evaluate(*(x[image : image + 1] for x in ops), needs=needs)
+            for a, b in zip(alone, together, strict=True):
+                assert a is None or same_bits(a, b[image : image + 1])
+
+
+# --- autograd and torch.library ------------------------------------------------------------------
+
+
+def test_gradcheck():
+    q, k, v = (x.requires_grad_() for x in operands((2, 2, 5, 7, 4), F64)[:3])
+    bias = torch.randn(2, 1, 5, 7, dtype=F64)
+    assert torch.autograd.gradcheck(lambda *x: attention(*x, bias=bias), (q, k, v))
+    assert torch.autograd.gradcheck(
+        lambda x: attention(x, k.detach(), v.detach(), scale=0.7), (q,)
+    )
+
+
+@pytest.mark.parametrize("keys", [ONE_TILE, ONE_TILE + 1])
+def test_what_is_saved(attention_backend, keys):
+    """For dq alone with one tile of keys, nothing but q, k and v."""
+    q, k, v, grad = operands((1, 2, 40, keys, 16))
+    saved: list[Tensor] = []
+
+    def keep(x: Tensor) -> Tensor:
+        saved.append(x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        out = attention(q.requires_grad_(), k, v)
+    own = {x.data_ptr() for x in (q, k, v)}
+    others = [x.shape for x in saved if x.data_ptr() not in own]
+    assert others == ([] if keys <= ONE_TILE else [out.shape, out.shape[:3]])
+
+
+@pytest.mark.parametrize("keys", [9, 130])
+def test_opcheck(attention_backend, keys):
+    q, k, v, grad = operands((1, 2, 5, keys, 8))
+    bias = torch.zeros(1, 1, 1, keys)
+    bias[..., 1] = -INF
+    leaf = q.clone().requires_grad_()
+    opcheck(OPS.attention, (leaf, k, v, bias, 0.5, True))
+    opcheck(OPS.attention, (leaf, k.clone().requires_grad_(), v, None, 0.5, True))
+    opcheck(OPS.attention, (q, k, v, None, 0.5, False))
+    out, lse = OPS.attention(q, k, v, bias, 0.5, True)
+    assert lse.dtype == F32
+    opcheck(OPS.attention_backward, (grad, q, k, v, bias, out, lse, 0.5, [True, True, True]))
+    opcheck(OPS.attention_backward, (grad, q, k, v, bias, out, lse, 0.5, [False, False, True]))
+    if keys <= ONE_TILE:
+        none = (None, None)
+        opcheck(OPS.attention_backward, (grad, q, k, v, bias, *none, 0.5, [True, False, False]))
+
+
+def test_lse_is_that_of_the_definition(attention_backend):
+    """Any backend's backward can use any other's forward."""
+    shape = SHAPES["129 keys"]
+    q, k, v, _ = operands(shape)
+    bias = biases(shape, "a number a score")
+    bias[:, :, 3] = -INF
+    lse = OPS.attention(q, k, v, bias, 0.3, True)[1]
+    right = definition(q.double(), k.double(), v.double(), bias.double(), 0.3, True)[1]
+    assert torch.equal(lse == -INF, right == -INF)
+    finite = right > -INF
+    assert (lse - right)[finite].abs().max() < 4e-6
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiles_without_a_graph_break(attention_backend, dynamic):
+    def run(q, k, v, mask):
+        return attention(q, k, v, bias=mask, needs=(True, False, False)) + attention(q, k * 2, v)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    *ops, grad = operands((2, 2, 9, 11, 8))
+    mask = biases((2, 2, 9, 11, 8), "mask")
+    results = []
+    for f in (run, compiled):
+        leaves = [x.detach().requires_grad_() for x in ops]
+        out = f(*leaves, mask)
+        out.backward(grad)
+        results.append([out.detach(), *(x.grad for x in leaves)])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_second_derivative_is_refused(attention_backend):
+    q, k, v, _ = operands((1, 1, 3, 4, 8))
+    (dq,) = torch.autograd.grad(attention(q.requires_grad_(), k, v).sum(), q, create_graph=True)
+    with pytest.raises(NotImplementedError, match="a second derivative was asked for"):
+        dq.sum().backward()
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+Q, K = torch.zeros(2, 3, 5, 8), torch.zeros(2, 3, 7, 8)
+ERRORS = {
+    "q: got list": ([1], K, K, {}),
+    "q: got dtype int64": (Q.long(), K, K, {}),
+    r"q: got shape \[5, 8\], expected \[B, H, N, D\]": (Q[0, 0], K, K, {}),
+    "k: got dtype float64, expected one of float32": (Q, K.double(), K, {}),
+    r"k: got shape \[2, 1, 7, 8\], expected \[2, 3, M, 8\] beside q": (Q, K[:, :1], K, {}),
+    r"v: got shape \[2, 3, 5, 8\], expected k's, \[2, 3, 7, 8\]": (Q, K, Q, {}),
+    "k: got a tensor on meta, expected cpu": (Q, K.to("meta"), K, {}),
+    "q: got stride 5 in the last dimension": (torch.zeros(2, 3, 8, 5).transpose(2, 3), K, K, {}),
+    "scale: got str": (Q, K, K, {"scale": "1"}),
+    "scale: got nan": (Q, K, K, {"scale": math.nan}),
+    r"bias: got shape \[5, 6\], expected one that broadcasts to \[2, 3, 5, 7\]": (
+        *(Q, K, K),
+        {"bias": torch.zeros(5, 6)},
+    ),
+    "bias: got dtype int64": (Q, K, K, {"bias": torch.zeros(7).long()}),
+    "bias: requires grad": (Q, K, K, {"bias": torch.zeros(7, requires_grad=True)}),
+    "bias: got a tensor on meta": (Q, K, K, {"bias": torch.zeros(7, device="meta")}),
+    r"needs: got \(1, 0, 0\), expected three bools": (Q, K, K, {"needs": (1, 0, 0)}),
+    "needs: got 'dq'": (Q, K, K, {"needs": "dq"}),
+}
+
+
+@pytest.mark.parametrize("message", ERRORS)
+def test_errors_name_the_argument(message):
+    *tensors, options = ERRORS[message]
+    with pytest.raises((TypeError, ValueError), match=f"attention: {message}"):
+        attention(*tensors, **options)
+
+
+# --- who takes a call ----------------------------------------------------------------------------
+
+needs_native = pytest.mark.skipif(
+    bool(backend("cpu").missing), reason=f"cpu: {backend('cpu').missing}"
+)
+
+
+def ours_measured(isa: str) -> bool:
+    return any(row.isa == isa for row in preference.MEASURED)
+
+
+@needs_native
+def test_explain_says_who_and_why():
+    q, k, v, _ = operands((1, 2, 64, 77, 40))
+    said = explain("attention", q.requires_grad_(), k, v)
+    assert [c.backend for c in said.candidates] == list(dispatch.order("attention"))
+    assert said.backward is not None
+    if ours_measured(backend("cpu").variant()):
+        assert said.backward.chosen == "cpu"
+        assert "dq alone: ours measured at least" in str(said)
+    else:
+        assert said.backward.chosen == "sdpa"
+    assert explain("attention", q.detach(), k, v).backward is None
+    huge = [x.requires_grad_() for x in operands((1, 1, 8, 8, 1000))[:3]]
+    said = explain("attention", *huge)
+    assert said.backward is not None
+    assert said.backward.chosen == "sdpa"
+    assert "not measured to be faster" in str(said.backward)
+
+
+@needs_native
+def test_what_is_not_in_the_table_goes_to_torch(monkeypatch):
+    monkeypatch.setattr(preference, "MEASURED", ())
+    preference._measured.cache_clear()
+    q, k, v, _ = operands((1, 2, 64, 77, 40))
+    said = explain("attention", q.requires_grad_(), k, v)
+    preference._measured.cache_clear()
+    assert said.chosen == "sdpa"
+
+
+def test_a_backend_that_leaves_a_call_takes_it_where_no_other_can(monkeypatch):
+    q, k, v, _ = operands((1, 1, 4, 4, 8))
+    args = (q, k, v, None, 1.0, False)
+    monkeypatch.setattr(preference, "leaves", lambda name, op, args: name == "sdpa")
+    monkeypatch.setattr(dispatch, "order", lambda op: ("sdpa", "reference"))
+    assert dispatch.select("attention", args).name == "sdpa"
+
+
+def test_on_a_gpu_ours_takes_dq_alone():
+    """Decided on fake tensors: what matters is who would be asked."""
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+        q = torch.empty(1, 2, 64, 40, device="cuda")
+        k = torch.empty(1, 2, 77, 40, device="cuda")
+        backward = (q, q, k, k, None, None, None, 1.0)
+        for name in preference.OURS_ON_GPU:
+            assert preference.leaves(name, "attention", (q, k, k, None, 1.0, True))
+            assert preference.leaves(name, "attention_backward", (*backward, [True, True, True]))
+            assert not preference.leaves(
+                name, "attention_backward", (*backward, [True, False, False])
+            )
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("biased", [False, True], ids=["", "biased"])
+def test_torch_kernels_for_the_gpu_are_called_with_what_they_take(dtype, biased, monkeypatch):
+    """Their fakes check the arguments and say what comes out: no GPU is needed."""
+    kernels = importlib.import_module("udp_fast.backends.sdpa.attention")
+    monkeypatch.setattr(kernels, "_has_flash", lambda device: True)
+    with torch._subclasses.FakeTensorMode():
+        q = torch.empty(2, 70, 3, 40, device="cuda", dtype=dtype).transpose(1, 2)
+        k = torch.empty(2, 80, 3, 40, device="cuda", dtype=dtype).transpose(1, 2)
+        bias = torch.empty(2, 1, 1, 80, device="cuda") if biased else None
+        expected = "efficient" if biased or dtype == F32 else "flash"
+        assert kernels.kernel(q, bias, 80) == expected
+        out, lse = kernels.attention(q, k, k, bias, 0.5, True)
+        assert (out.shape, out.stride(), out.dtype) == (q.shape, q.stride(), dtype)
+        assert (lse.shape, lse.dtype) == ((2, 3, 70), F32)
+        grads = kernels.attention_backward(q, q, k, k, bias, out, lse, 0.5, [True, True, False])
+        assert [g.shape for g in grads] == [q.shape, k.shape, (0,)]
