@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from .chips import SHARED_OF_BLOCK, own_shared
-from .machine_code import Code
+from .machine_code import PRODUCTS, Code
 
 #: Bytes of an element of one operand; several where its type is known only at run time.
 Sizes = tuple[int, ...]
@@ -49,6 +49,14 @@ class Stream:
 
 
 @dataclass(frozen=True)
+class Product:
+    """A kernel of matrix products: attention, by tiles of queries and keys."""
+
+    pairs: int | None  # of a query and a key that a block handles in a turn; None: no tile is a turn
+    most: float | None = None  # warps' instructions a pair on sm_80, at most
+
+
+@dataclass(frozen=True)
 class Form:
     """A kernel in one form: a Triton variant, or an instantiation of a CUDA template."""
 
@@ -62,6 +70,7 @@ class Form:
     stream: Stream | None = None  # absent: nothing is demanded of its loops
     instructions: float | None = None  # an element on sm_90, at most
     draws: bool = False  # random numbers
+    product: Product | None = None  # absent: no matrix products are demanded
 
     @property
     def title(self) -> str:
@@ -105,7 +114,30 @@ def failures(form: Form, architecture: str, code: Code) -> list[str]:
         found.append(f"{shared} bytes of shared memory, the limit is {limit}")
     if form.stream is not None:
         found += _stream_failures(form, form.stream, architecture, code)
+    if form.product is not None:
+        found += _product_failures(form, form.product, architecture, code)
     return found
+
+
+def pairs_cost(form: Form, code: Code) -> float | None:
+    """Instructions of a block's warps for one query and one key, in a turn of the main loop."""
+    if form.product is None or not form.product.pairs or not code.count(*PRODUCTS):
+        return None
+    return code.turn * (form.threads // 32) / form.product.pairs
+
+
+def _product_failures(
+    form: Form, product: Product, architecture: str, code: Code
+) -> Iterator[str]:
+    if not code.products:
+        yield "no instruction of the tensor cores"
+    # sm_100 waits for its tensor cores in loops inside the main one, which then is not found.
+    elif architecture != "100" and not code.count(*PRODUCTS):
+        yield "no instruction of the tensor cores in the main loop"
+    each = pairs_cost(form, code)
+    if architecture == "80" and product.most is not None and (each is None or each > product.most):
+        found = "none were found" if each is None else f"{each:.3f} instructions a pair"
+        yield f"{found}, at most {product.most:g} are allowed"
 
 
 def _stream_failures(form: Form, stream: Stream, architecture: str, code: Code) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 
@@ -14,11 +14,15 @@ from udp_fast.backends.triton import variants as recorded
 from udp_fast.backends.triton.variants import Variant, compile_variant, variants
 
 from . import cache as kept
-from .form import Form, Stream
+from .chips import SHARED_OF_BLOCK
+from .form import Form, Product, Stream
 from .machine_code import Code, read
 
 #: A thread's registers, of 65536 a multiprocessor: at 64 half of its 2048 threads find room.
 REGISTERS = 64
+
+#: Those of a kernel of matrix products: all that a thread can have.
+PRODUCT_REGISTERS = 255
 
 #: At most this many instructions an element where they decide the speed: bf16 on sm_90.
 INSTRUCTIONS = {
@@ -28,6 +32,25 @@ INSTRUCTIONS = {
     "denoising_loss-dense-epsilon-bf16": 36,
     "denoising_loss-latent-epsilon-bf16": 36,
     "denoising_loss-rgb-epsilon-bf16": 36,
+}
+
+
+#: At most this many instructions of a warp for a query and a key, counted on sm_80 in the main loop.
+#: FlashAttention-2's backward, as PyTorch ships it, has 0.75 at a head dim of 64, 0.94 at 96, to which it
+#: pads 80, and 1.20 at 128, for all three gradients.
+PAIRS = {
+    "attention_few_keys_dq-heads-40-77-bf16": 0.46,
+    "attention_few_keys_dq-heads-64-77-bf16": 0.50,
+    "attention_few_keys_dq-heads-80-77-bf16": 0.57,
+    "attention_few_keys_dq-heads-128-77-bf16": 0.78,
+    "attention_dq-heads-40-1024-bf16": 0.28,
+    "attention_dkdv-heads-40-1024-bf16": 0.40,
+    "attention_dq-heads-64-1024-bf16": 0.31,
+    "attention_dkdv-heads-64-1024-bf16": 0.42,
+    "attention_dq-heads-80-1024-bf16": 0.35,
+    "attention_dkdv-heads-80-1024-bf16": 0.53,
+    "attention_dq-heads-128-1024-bf16": 0.53,
+    "attention_dkdv-heads-128-1024-bf16": 0.75,
 }
 
 
@@ -42,14 +65,19 @@ def form_of(variant: Variant) -> Form:
             run=4 if interleaved else variant.constants["WIDTH"],
             widest=8 if interleaved else 16,  # four neighbours of a draw
         )
+    product = None
+    if variant.pairs != 0:
+        product = Product(variant.pairs, PAIRS.get(variant.name))
     return Form(
         language="Triton",
         op=op_of(variant),
         kernel=variant.kernel.__name__.removesuffix("_kernel"),
         label=variant.name.partition("-")[2],
         threads=32 * variant.warps,
-        registers=REGISTERS if stream or not variant.walks else 2 * REGISTERS,
+        registers=_registers(variant),
+        shared=SHARED_OF_BLOCK if product else 2048,
         stream=stream,
+        product=product,
         instructions=INSTRUCTIONS.get(variant.name),
         draws=variant.signature.get("key", "constexpr") != "constexpr",
     )
@@ -58,7 +86,15 @@ def form_of(variant: Variant) -> Form:
 def op_of(variant: Variant) -> str:
     """The op whose file the kernel is in."""
     module = variant.kernel.fn.__module__.rpartition(".")[2]
+    if module.startswith("attention_"):  # by tiles, of which each kind has a file
+        module = "attention"
     return next((op for op in ops() if op.rstrip("_") == module), module)
+
+
+def _registers(variant: Variant) -> int:
+    if variant.pairs != 0:
+        return PRODUCT_REGISTERS
+    return REGISTERS if variant.vectorised or not variant.walks else 2 * REGISTERS
 
 
 @cache
@@ -99,11 +135,24 @@ def compile_unit(unit: Unit) -> dict[str, Code]:
 
 
 def _compile(variant: Variant, architecture: str) -> Code:
-    form = (variant.signature, variant.constants, variant.multiples, variant.warps)
+    form = (
+        variant.signature,
+        variant.constants,
+        variant.multiples,
+        variant.warps,
+        variant.stages,
+        variant.fuses,
+    )
     key = kept.key(_compiler(), variant.kernel.cache_key, form, architecture)
     kernels = kept.load(key)
     if kernels is None:
-        kernels = read(compile_variant(variant, int(architecture)).asm["cubin"])
+        compiled = compile_variant(variant, int(architecture))
+        # Triton asks for shared memory when it launches: the cubin does not know of it.
+        asked = compiled.metadata.shared
+        kernels = {
+            name: replace(code, shared=code.shared + asked)
+            for name, code in read(compiled.asm["cubin"]).items()
+        }
         kept.save(key, kernels)
     (code,) = kernels.values()
     return code

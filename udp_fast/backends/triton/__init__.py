@@ -21,7 +21,16 @@ from torch import Tensor
 
 from ..registry import Backend, one_by_one
 
-OPS = ("denoising_loss", "image_scale", "pgd_step_", "pgd_step_multi_", "q_sample", "quantize")
+OPS = (
+    "attention",
+    "attention_backward",
+    "denoising_loss",
+    "image_scale",
+    "pgd_step_",
+    "pgd_step_multi_",
+    "q_sample",
+    "quantize",
+)
 
 #: Triton reads it when kernels are defined, that is once.
 INTERPRETS = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
@@ -87,7 +96,8 @@ def _status() -> str:
 
 
 def _first_call(op: str) -> Callable[..., Any]:
-    module = importlib.import_module(f"{__name__}.{op.rstrip('_')}")
+    file = op.rstrip("_").removesuffix("_backward")
+    module = importlib.import_module(f"{__name__}.{file}")
     function: Callable[..., Any] = getattr(module, op)
     return function
 

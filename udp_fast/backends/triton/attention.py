@@ -39,6 +39,7 @@ class Tiles(NamedTuple):
     keys: int
     warps: int
     stages: int
+    turns: int = 1  # over tiles, that are one of the compiled loop
 
 
 def _power(n: int) -> int:
@@ -103,13 +104,11 @@ class _Layout(NamedTuple):
         return {"UNIT": self.unit, "OFFSET": self.offset}
 
 
-def _bias(bias: Tensor | None, transposed: bool = False) -> tuple[Any, ...]:
+def _bias(bias: Tensor | None) -> tuple[Any, ...]:
     """(bias, strides): None of queries or of keys where it is the same for all, 0 otherwise."""
     if bias is None:
         return (None,) * 5
-    b, h, n, m = (
-        s if size != 1 else 0 for s, size in zip(bias.stride(), bias.shape, strict=True)
-    )
+    b, h, n, m = (s if size != 1 else 0 for s, size in zip(bias.stride(), bias.shape, strict=True))
     if bias.shape[2] == 1:
         return bias, b, h, None, m
     return bias, b, h, n, None if bias.shape[3] == 1 else m
@@ -120,27 +119,51 @@ def _early(bias: Tensor | None, scale2: float) -> bool:
     return bias is not None or not scale2 >= 2.0**-126
 
 
-def _head(dim: int) -> dict[str, int]:
+def _head(dim: int, halves: bool = False) -> dict[str, int]:
+    """The head dim and its parts; ``halves``: two of them where 128 would be one."""
     d0, d1 = parts(dim)
+    if halves and (d0, d1) == (128, 0):
+        d0, d1 = 64, 64
     return {"D": dim, "D0": d0, "D1": d1}
 
 
-def forward_tiles(dtype: torch.dtype, dim: int) -> Tiles:
+# Tiles: sixteen rows a warp, and as many of the other kind as registers hold. Where products sum over
+# rows, 128 columns are two halves, since of a part with more columns than a tile has rows Triton would
+# give each warp some columns, and exchange P in shared memory. float32 is here to be right, not fast.
+
+
+def _forward_tiles(dtype: torch.dtype, dim: int) -> Tiles:
     if dtype == torch.float32:
         return Tiles(32, 32, 4, 1)
     return Tiles(64, 64, 4, 2) if sum(parts(dim)) <= 80 else Tiles(64, 32, 4, 2)
 
 
-def dq_tiles(dtype: torch.dtype, dim: int) -> Tiles:
+def _dq_tiles(dtype: torch.dtype, dim: int) -> Tiles:
     if dtype == torch.float32:
         return Tiles(32, 32, 4, 1)
-    return Tiles(64, 64, 4, 2) if sum(parts(dim)) <= 80 else Tiles(64, 32, 4, 2)
+    padded = sum(parts(dim))
+    if padded <= 64:
+        return Tiles(64, 64, 4, 2)
+    return Tiles(128, 64, 8, 2) if padded <= 80 else Tiles(64, 32, 4, 2)
 
 
-def dkdv_tiles(dtype: torch.dtype, dim: int) -> Tiles:
+def _dkdv_tiles(dtype: torch.dtype, dim: int) -> Tiles:
     if dtype == torch.float32:
         return Tiles(32, 32, 4, 1)
-    return Tiles(64, 128, 8, 2) if sum(parts(dim)) <= 80 else Tiles(32, 64, 4, 2)
+    padded = sum(parts(dim))
+    if padded <= 64:
+        return Tiles(32, 128, 8, 2, turns=2)
+    return Tiles(32, 128, 8, 2) if padded <= 80 else Tiles(32, 64, 4, 2)
+
+
+def _few_keys_tiles(dtype: torch.dtype, dim: int, keys: int) -> Tiles | None:
+    """None where the keys and values of a head, and what is computed of them, find no room at once."""
+    padded = sum(parts(dim))
+    if dtype == torch.float32 or keys > 128 or padded > (128 if keys <= 80 else 64):
+        return None
+    if padded > 80 or keys > 96:
+        return Tiles(32, keys, 2, 2)
+    return Tiles(64, keys, 4, 2)
 
 
 def attention(
@@ -156,7 +179,7 @@ def attention(
     if dim > ONE_PIECE:
         _wide_forward(layout, q, k, v, bias, scale, out, lse if need_lse else None)
         return out, lse
-    tiles = forward_tiles(q.dtype, dim)
+    tiles = _forward_tiles(q.dtype, dim)
     blocks = -(-queries // tiles.rows)
     launch_tiles(
         attention_forward_kernel,
@@ -174,7 +197,7 @@ def attention(
         queries,
         keys,
         blocks,
-        **_head(dim),
+        **_head(dim, halves=True),
         **layout.constants,
         EARLY=_early(bias, scale * LOG2E),
         ROWS=tiles.rows,
@@ -204,8 +227,9 @@ def attention_backward(
     if not (needs[1] or needs[2]):
         if not needs[0]:
             return dq, dk, dv
-        if few_keys(q.dtype, q.shape[3], k.shape[2]):
-            _few_keys_dq(grad_out, q, k, v, bias, scale, dq)
+        tiles = _few_keys_tiles(q.dtype, q.shape[3], k.shape[2])
+        if tiles is not None:
+            _few_keys_dq(tiles, grad_out, q, k, v, bias, scale, dq)
             return dq, dk, dv
     if out is None or lse is None:
         out, lse = attention(q, k, v, bias, scale, True)
@@ -213,30 +237,29 @@ def attention_backward(
     return dq, dk, dv
 
 
-def few_keys(dtype: torch.dtype, dim: int, keys: int) -> bool:
-    """Whether the keys and values of a head, and what is computed from them, find room at once."""
-    return dtype != torch.float32 and sum(parts(dim)) <= 128 and keys <= 80
-
-
 def _few_keys_dq(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dq: Tensor
+    tiles: Tiles,
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    dq: Tensor,
 ) -> None:
     batch, heads, queries, dim = q.shape
     keys = k.shape[2]
     layout = _Layout.of(grad_out, q, k, v, dq)
-    rows, warps = (64, 4) if sum(parts(dim)) <= 80 else (32, 2)
     keys0, keys1 = key_parts(keys)
-    head = _head(dim)
-    if head["D0"] == 128:  # more columns than rows, and Triton would share out columns
-        head["D0"], head["D1"] = 64, 64
-    all_tiles = -(-queries // rows)
-    tiles = max(1, min(8, batch * heads * all_tiles // PROGRAMS))
-    blocks = -(-all_tiles // tiles)
+    head = _head(dim, halves=True)
+    all_tiles = -(-queries // tiles.rows)
+    each = max(1, min(8, batch * heads * all_tiles // PROGRAMS))
+    blocks = -(-all_tiles // each)
     launch_tiles(
         attention_few_keys_dq_kernel,
         batch * heads * blocks,
-        warps,
-        2,
+        tiles.warps,
+        tiles.stages,
         *layout.operand(grad_out),
         *layout.operand(q),
         *layout.operand(k),
@@ -249,12 +272,13 @@ def _few_keys_dq(
         queries,
         keys,
         blocks,
-        tiles,
+        each,
         **head,
         **layout.constants,
         N1=8 if 0 < dim - head["D0"] <= 8 else head["D1"],
         EARLY=_early(bias, scale * LOG2E),
-        ROWS=rows,
+        ROWS=tiles.rows,
+        TURNS=tiles.turns,
         KEYS0=keys0,
         KEYS1=keys1,
         MASKED=keys != keys0 + keys1,
@@ -279,7 +303,9 @@ def _many_keys(
     written = [x for x in (dq, dk, dv) if x is not None]
     layout = _Layout.of(grad_out, q, k, v, out, *written)
     minus_delta, lse2 = (torch.empty_like(lse, memory_format=torch.contiguous_format) for _ in "12")
-    blocks = -(-queries // 64)
+    width = _power(dim)
+    rows = max(4096 // width, 1)
+    blocks = -(-queries // rows)
     launch_tiles(
         attention_rows_kernel,
         batch * heads * blocks,
@@ -294,9 +320,9 @@ def _many_keys(
         queries,
         blocks,
         D=dim,
-        WIDTH=_power(dim),
+        WIDTH=width,
         **layout.constants,
-        ROWS=64,
+        ROWS=rows,
     )
     if dim > ONE_PIECE:
         for which, grad in enumerate((dq, dk, dv)):
@@ -315,7 +341,7 @@ def _many_keys(
     )
     sizes = (scale, scale * LOG2E, heads, queries, keys)
     if dq is not None:
-        tiles = dq_tiles(q.dtype, dim)
+        tiles = _dq_tiles(q.dtype, dim)
         blocks = -(-queries // tiles.rows)
         launch_tiles(
             attention_dq_kernel,
@@ -326,14 +352,18 @@ def _many_keys(
             *layout.operand(dq),
             *sizes,
             blocks,
-            **_head(dim),
+            **_head(dim, halves=True),
             **layout.constants,
             EARLY=_early(bias, scale * LOG2E),
             ROWS=tiles.rows,
             KEYS=tiles.keys,
         )
-    if dk is not None or dv is not None:
-        tiles = dkdv_tiles(q.dtype, dim)
+    # Where registers do not hold both, one after the other, which forms P^T a second time.
+    together = sum(parts(dim)) <= 128 and q.dtype != torch.float32
+    for pair in ((dk, dv),) if together else ((dk, None), (None, dv)):
+        if pair[0] is None and pair[1] is None:
+            continue
+        tiles = _dkdv_tiles(q.dtype, dim)
         blocks = -(-keys // tiles.keys)
         launch_tiles(
             attention_dkdv_kernel,
@@ -341,21 +371,22 @@ def _many_keys(
             tiles.warps,
             tiles.stages,
             *operands,
-            *layout.operand(dk),
-            *layout.operand(dv),
+            *layout.operand(pair[0]),
+            *layout.operand(pair[1]),
             *sizes,
             blocks,
             **_head(dim),
             **layout.constants,
             ROWS=tiles.rows,
             KEYS=tiles.keys,
+            TURNS=tiles.turns,
         )
 
 
 def _wide(dtype: torch.dtype, dim: int) -> dict[str, int]:
     """Chunks and pieces of the head dim."""
-    piece = 256 if dtype != torch.float32 else 128
-    return {"D": dim, "CHUNK": 64 if dtype != torch.float32 else 32, "PIECE": piece, "PIECES": -(-dim // piece)}
+    chunk, piece = (32, 128) if dtype == torch.float32 else (64, 256)
+    return {"D": dim, "CHUNK": chunk, "PIECE": piece, "PIECES": -(-dim // piece)}
 
 
 def _wide_forward(
@@ -375,7 +406,7 @@ def _wide_forward(
     launch_tiles(
         attention_wide_forward_kernel,
         batch * heads * blocks * constants["PIECES"],
-        4,
+        8,
         2,
         *layout.operand(q),
         *layout.operand(k),
@@ -418,7 +449,7 @@ def _wide_gradient(
     launch_tiles(
         attention_wide_gradient_kernel,
         batch * heads * blocks * constants["PIECES"],
-        4,
+        8,
         2,
         *layout.operand(ours[0]),
         *layout.operand(None if which == 2 else ours[1]),

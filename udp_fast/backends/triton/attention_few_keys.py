@@ -227,6 +227,7 @@ def attention_few_keys_dq_kernel(
     ROWS: tl.constexpr,
     KEYS0: tl.constexpr,
     KEYS1: tl.constexpr,
+    TURNS: tl.constexpr,
     MASKED: tl.constexpr,  # the last tile of keys is not full
 ):
     batch, head, block = head_of(heads, blocks)
@@ -252,7 +253,9 @@ def attention_few_keys_dq_kernel(
     size = tl.minimum(tiles * ROWS, queries - begin)
     for tail in tl.static_range(2):
         first, last = turns(size, tail, ROWS)
-        for start in range(begin + first, begin + last, ROWS):
+        for start in tl.range(
+            begin + first, begin + last, ROWS, loop_unroll_factor=1 if tail else TURNS
+        ):
             _dq_of_tile(
                 grad_out, grad_out_row, q, q_row, k00, k01, k10, k11, n01, n11, v00, v01, v10, v11,
                 bias, bias_row, bias_key, dq, dq_row, scale, scale2, start, queries, keys,

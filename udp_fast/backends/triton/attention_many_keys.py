@@ -9,7 +9,6 @@ The backward kernels work with S^T rather than S where keys are kept, so that P^
 registers as the next product wants them. They start dP at -delta instead of subtracting it.
 """
 
-# ruff: noqa: RET505 - Triton compiles what follows an early return of a constant branch
 import triton
 import triton.language as tl
 
@@ -307,6 +306,7 @@ def attention_dkdv_kernel(
     OFFSET: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
+    TURNS: tl.constexpr,  # that are one turn of the compiled loop
 ):
     batch, head, block = head_of(heads, blocks)
     grad_out = start_of(grad_out, grad_out_batch, grad_out_head, batch, head, UNIT)
@@ -331,7 +331,7 @@ def attention_dkdv_kernel(
         dv1 = tl.zeros([KEYS, D1], tl.float32)
     for tail in tl.static_range(2):
         begin, end = turns(queries, tail, ROWS)
-        for start in range(begin, end, ROWS):
+        for start in tl.range(begin, end, ROWS, loop_unroll_factor=1 if tail else TURNS):
             q0 = load_tile(q, start, queries, q_row, ROWS, 0, D0, D, UNIT, OFFSET, tail == 0)
             q1 = load_tile(q, start, queries, q_row, ROWS, D0, D1, D, UNIT, OFFSET, tail == 0)
             g0 = load_tile(

@@ -88,7 +88,9 @@ def _places(
 ):
     stride = tl.cast(stride, OFFSET) * UNIT
     rows = tl.arange(0, ROWS).to(OFFSET) * stride
-    return tl.cast(first, tl.int64) * stride, rows[:, None] + (COLUMN + tl.arange(0, WIDTH))[None, :]
+    return tl.cast(first, tl.int64) * stride, rows[:, None] + (COLUMN + tl.arange(0, WIDTH))[
+        None, :
+    ]
 
 
 @triton.jit

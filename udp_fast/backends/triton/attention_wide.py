@@ -172,7 +172,7 @@ def attention_wide_forward_kernel(
     total = tl.where(total == 0, 1.0, total)
     acc *= reciprocal(total)[:, None]
     _store_piece(out, piece, first, queries, out_row, acc, ROWS, PIECE, D, UNIT, OFFSET)
-    if lse is not None:
+    if lse is not None:  # noqa: SIM102 - decided when compiling, the next when running
         if piece == 0:
             rows = first + tl.arange(0, ROWS)
             place = lse + (batch * heads + head) * queries + rows
@@ -253,9 +253,7 @@ def attention_wide_gradient_kernel(
         )  # fmt: skip
         s *= scale2
         if bias is not None:
-            s += load_bias(
-                bias, first, kept, bias_kept, start, walked, bias_walked, KEPT, WALKED
-            )
+            s += load_bias(bias, first, kept, bias_kept, start, walked, bias_walked, KEPT, WALKED)
         if WHICH == DQ:
             s = only_columns(s, start, walked)
         p = exp2(s - log)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from .attention import attention, attention_backward
 from .denoising_loss import denoising_loss
 from .image_scale import image_scale
 from .launch import Launch, recorded
@@ -48,6 +49,7 @@ SHAPES = {
     "odd": (1, 3, 255, 255),  # one image of any size: vectors, up to its last few elements
     "ragged": (2, 3, 255, 255),  # several: rows begin anywhere, one element an access
     "strided": (2, 6, 256, 256),  # an operand in another order than the rest: one element an access
+    "heads": (2, 8, 1024),  # attention: so many batches, heads and queries; head dims have names
 }
 VECTORISED = ("dense", "huge", "latent", "rgb", "odd")
 
@@ -92,6 +94,11 @@ class Variant:
     multiples: tuple[str, ...]  # arguments known to be multiples of 16
     warps: int
     streams: Mapping[str, int]  # elementwise operands -> bytes of an element
+    stages: int | None = None  # of pipelined loops; None: Triton's default
+    fuses: bool = False  # products and sums, into one rounding
+    #: Query-key pairs that a program handles in a turn of its main loop; 0 for kernels without
+    #: products, None where a turn is over another dimension.
+    pairs: int | None = 0
 
     @property
     def walks(self) -> bool:
@@ -186,8 +193,28 @@ def _variant(name: str, shape: str, launch: Launch) -> Variant:
         if isinstance(value, Tensor) and (f"{key}_pixel" in signature or key == "noise_out")
     }
     return Variant(
-        name, launch.kernel, shape, signature, constants, tuple(multiples), launch.warps, streams
+        name,
+        launch.kernel,
+        shape,
+        signature,
+        constants,
+        tuple(multiples),
+        launch.warps,
+        streams,
+        launch.stages,
+        launch.fuses,
+        _pairs(launch.arguments),
     )
+
+
+def _pairs(arguments: Mapping[str, Any]) -> int | None:
+    """Of the attention kernels, which name their tiles alike: those pairs only that exist."""
+    if "KEPT" in arguments or "CHUNK" in arguments:
+        return None
+    turns = arguments.get("TURNS", 1)
+    if "KEYS0" in arguments:
+        return int(arguments["ROWS"] * arguments["keys"] * turns)
+    return int(arguments["ROWS"] * arguments["KEYS"] * turns) if "KEYS" in arguments else 0
 
 
 @cache
@@ -201,7 +228,11 @@ def variants() -> tuple[Variant, ...]:
             for launch in launches:
                 kernel = launch.kernel.__name__.removesuffix("_kernel")
                 new = _variant(f"{kernel}-{case.shape}-{case.label}", case.shape, launch)
-                found.setdefault(_identity(new), new)
+                # A call may launch a kernel in several forms.
+                again = sum(v.name.startswith(new.name) for v in found.values())
+                if _identity(new) not in found:
+                    name = f"{new.name}-{again + 1}" if again else new.name
+                    found[_identity(new)] = replace(new, name=name)
     missing = _kernels() - {v.kernel.__name__ for v in found.values()}
     if missing:
         raise LookupError(f"variants: no case launches {', '.join(sorted(missing))}")
@@ -209,7 +240,8 @@ def variants() -> tuple[Variant, ...]:
 
 
 def _identity(v: Variant) -> str:
-    return repr((v.kernel.__name__, v.signature, v.constants, v.multiples, v.warps))
+    form = (v.kernel.__name__, v.signature, v.constants, v.multiples, v.warps, v.stages, v.fuses)
+    return repr(form)
 
 
 def _kernels() -> set[str]:
@@ -234,7 +266,9 @@ def compile_variant(variant: Variant, cc: int) -> Any:
         constexprs=dict(variant.constants),
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in variant.multiples},
     )
-    options = {"num_warps": variant.warps, "enable_fp_fusion": False}
+    options = {"num_warps": variant.warps, "enable_fp_fusion": variant.fuses}
+    if variant.stages is not None:
+        options["num_stages"] = variant.stages
     return triton.compile(source, target=GPUTarget("cuda", cc, 32), options=options)
 
 
@@ -406,3 +440,65 @@ def _pgd_step_multi() -> Iterator[Case]:
     yield Case(
         "dense", "multi", (deltas, advs, grads, xs, *budget, "sign", True, 0.0, 1.0, 0.0, 1.0)
     )
+
+
+@cases(attention)
+def _attention() -> Iterator[Case]:
+    for dim in (40, 64, 80, 128, 160, 512):
+        for keys in (1024, 77) if dim == 40 else (1024,):
+            q, k, v = _heads(dim, keys, BF16)
+            yield Case("heads", f"{dim}-{keys}-bf16", (q, k, v, None, dim**-0.5, True))
+    for dtype in (F16, F32):
+        q, k, v = _heads(64, 1024, dtype)
+        yield Case("heads", f"64-1024-{NAMES[dtype]}", (q, k, v, None, 0.125, True))
+    q, k, v = _heads(64, 1024, BF16)
+    for label, bias in _biases(1024).items():
+        yield Case("heads", f"64-1024-{label}-bf16", (q, k, v, bias, 0.125, False))
+
+
+@cases(attention_backward)
+def _attention_backward() -> Iterator[Case]:
+    def case(
+        dim: int,
+        keys: int,
+        dtype: torch.dtype,
+        needs: tuple[bool, bool, bool],
+        label: str = "",
+        bias: Tensor | None = None,
+    ) -> Case:
+        q, k, v = _heads(dim, keys, dtype)
+        saved = None if keys <= 128 else (q, torch.empty(q.shape[:3], device="meta"))
+        out, lse = saved or (None, None)
+        arguments = (q, q, k, v, bias, out, lse, dim**-0.5, needs)
+        return Case("heads", f"{dim}-{keys}-{label}{NAMES[dtype]}", arguments)
+
+    image, everything = (True, False, False), (True, True, True)
+    for dim in (40, 64, 80, 128):
+        yield case(dim, 77, BF16, image)
+    for dim in (40, 64, 80, 128, 160, 512):
+        yield case(dim, 1024, BF16, everything)
+    for keys in (96, 128):
+        yield case(64, keys, BF16, image)
+    yield case(64, 77, F16, image)
+    for dtype in (F16, F32):
+        yield case(64, 1024, dtype, everything)
+    yield case(64, 1024, BF16, (True, False, True), "no-dk-")
+    for label, bias in _biases(77).items():
+        yield case(64, 77, BF16, image, f"{label}-", bias)
+    for label, bias in _biases(1024).items():
+        yield case(64, 1024, BF16, everything, f"{label}-", bias)
+
+
+def _heads(dim: int, keys: int, dtype: torch.dtype) -> list[Tensor]:
+    """q, k and v as a model has them: [B, N, H, D] seen as [B, H, N, D]."""
+    b, h, n = SHAPES["heads"]
+    sizes = ((b, rows, h, dim) for rows in (n, keys, keys))
+    return [torch.empty(s, dtype=dtype, device="meta").transpose(1, 2) for s in sizes]
+
+
+def _biases(keys: int) -> dict[str, Tensor]:
+    b, h, n = SHAPES["heads"]
+    return {
+        "padding": torch.empty((b, 1, 1, keys), dtype=BF16, device="meta"),
+        "bias": torch.empty((b, h, n, keys), dtype=BF16, device="meta"),
+    }
