@@ -39,7 +39,15 @@ AVX512 = (
     ["/arch:AVX512"]
     if MSVC
     # g++ 12 warns about its own header's deliberately undefined registers.
-    else [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+    else [
+        *AVX2,
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-Wno-uninitialized",
+        "-Wno-maybe-uninitialized",
+    ]
 )
 
 #: Only these files may use more than the processor every build runs on.

@@ -53,11 +53,12 @@ void for_items(int64_t items, int64_t floats, int threads, const Body& body) {
     });
 }
 
-// Keys at a time, as equal as can be: what is made of them and their scores should stay in the
-// second cache.
+// Keys at a time: what is made of them and their scores should stay in the second cache. Blocks are
+// nearly equal, in whole tiles of the widest registers.
 int64_t key_block(const AttentionShape& s) {
-    const int64_t most = s.size <= 48 ? 256 : s.size <= 96 ? 128 : 64;
-    return pieces(s.keys, std::max<int64_t>(1, (s.keys + most / 2) / most));
+    const int64_t most = s.size <= 48 ? 256 : s.size <= 96 ? 128 : s.size <= 192 ? 112 : 64;
+    const int64_t blocks = std::max<int64_t>(1, (s.keys + most / 2) / most);
+    return blocks == 1 ? s.keys : pieces(pieces(s.keys, blocks), 14) * 14;
 }
 
 // As many threads as there is work for: to wake one takes as long as some 10^6 operations.

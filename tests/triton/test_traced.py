@@ -42,7 +42,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip("kernels are interpreted, not compiled")
     found = {name: registry.backend(name) for name in ("triton", "cpu", "reference")}
     found["triton"] = dataclasses.replace(found["triton"], missing="")
-    monkeypatch.setattr(dispatch, "ORDER", tuple(found))
+    monkeypatch.setattr(dispatch, "order", lambda op: tuple(found))
     monkeypatch.setattr(dispatch, "backend", found.__getitem__)
     monkeypatch.setattr(package, "_too_old", lambda device: "")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)

@@ -1,0 +1,83 @@
+"""attention, forward and backward, beside torch's `scaled_dot_product_attention`.
+
+Backward passes are timed alone, on a graph that is kept. UDP_FAST_BACKEND=cpu measures our kernels
+where dispatch would leave a call to torch, and UDP_FAST_CPU_ISA=avx2 those of older processors:
+together that is what `udp_fast.backends.preference.MEASURED` is made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from udp_fast.ops import attention
+
+from ..measure import OURS, Bar, Case, named, size_of
+
+#: (B, H, N, M, D), and the least of torch's time over ours: backward for dq alone, for all three.
+TEXT = {
+    "Stable Diffusion 1.5, 64×64": ((1, 8, 4096, 77, 40), 1.8),
+    "Stable Diffusion 1.5, 32×32": ((1, 8, 1024, 77, 80), 1.8),
+    "Stable Diffusion 1.5, 16×16": ((1, 8, 256, 77, 160), None),
+    "Stable Diffusion XL, 32×32": ((1, 20, 1024, 77, 64), None),
+}
+SELF = {
+    "Stable Diffusion 1.5, 64×64": ((1, 8, 4096, 4096, 40), None),
+    "width 40": ((1, 8, 1024, 1024, 40), 1.0),
+    "Stable Diffusion 1.5, 32×32": ((1, 8, 1024, 1024, 80), 1.0),
+    "Stable Diffusion 1.5, 16×16": ((1, 8, 256, 256, 160), None),
+    "Stable Diffusion 1.5, 8×8": ((1, 8, 64, 64, 160), None),
+    "Stable Diffusion 2.1, 32×32": ((1, 10, 1024, 1024, 64), None),
+    "width 128": ((1, 4, 512, 512, 128), None),
+    "VAE, 32×32": ((1, 1, 1024, 1024, 512), None),
+}
+
+
+def backward(
+    attend: Callable[..., Tensor], operands: Sequence[Tensor], needs: int
+) -> Callable[[], object]:
+    """The gradients of the first ``needs`` operands."""
+    leaves = [x.detach().requires_grad_(i < needs) for i, x in enumerate(operands)]
+    out = attend(*leaves)
+    grad = torch.randn_like(out)
+
+    def run() -> object:
+        return torch.autograd.grad(out, leaves[:needs], grad, retain_graph=True)
+
+    return run
+
+
+def forward(attend: Callable[..., Tensor], operands: Sequence[Tensor]) -> Callable[[], object]:
+    """With what a backward for all operands would need."""
+    leaves = [x.detach().requires_grad_() for x in operands]
+    return lambda: attend(*leaves)
+
+
+def cases(dtype: torch.dtype = torch.float32) -> Iterator[Case]:
+    for kind, shapes in (("text", TEXT), ("self", SELF)):
+        for name, (shape, bar) in shapes.items():
+            b, h, n, m, d = shape
+            rows = (n, m, m)
+            operands = [torch.randn(b, x, h, d).to(dtype).transpose(1, 2) for x in rows]
+            needs = 1 if kind == "text" else 3
+            gradients = "dq alone" if kind == "text" else "dq, dk, dv"
+            providers = {OURS: attention, "sdpa": F.scaled_dot_product_attention}
+            yield Case(
+                "attention",
+                named(f"{kind}, {name}, forward", dtype),
+                shape,
+                {who: forward(f, operands) for who, f in providers.items()},
+                size_of(*operands, operands[0]),
+                (Bar("sdpa", 1.0),) if bar else (),
+            )
+            yield Case(
+                "attention",
+                named(f"{kind}, {name}, backward, {gradients}", dtype),
+                shape,
+                {who: backward(f, operands, needs) for who, f in providers.items()},
+                size_of(*operands, *operands[:needs], operands[0]),
+                (Bar("sdpa", bar),) if bar else (),
+            )
