@@ -52,7 +52,9 @@ class Stream:
 class Product:
     """A kernel of matrix products: attention, by tiles of queries and keys."""
 
-    pairs: int | None  # of a query and a key that a block handles in a turn; None: no tile is a turn
+    pairs: (
+        int | None
+    )  # of a query and a key that a block handles in a turn; None: no tile is a turn
     most: float | None = None  # warps' instructions a pair on sm_80, at most
 
 
@@ -126,9 +128,7 @@ def pairs_cost(form: Form, code: Code) -> float | None:
     return code.turn * (form.threads // 32) / form.product.pairs
 
 
-def _product_failures(
-    form: Form, product: Product, architecture: str, code: Code
-) -> Iterator[str]:
+def _product_failures(form: Form, product: Product, architecture: str, code: Code) -> Iterator[str]:
     if not code.products:
         yield "no instruction of the tensor cores"
     # sm_100 waits for its tensor cores in loops inside the main one, which then is not found.

@@ -103,11 +103,13 @@ def attention_forward_kernel(
                 # A row of nothing but minus infinity has no maximum to subtract.
                 shift = tl.where(new == NOTHING, 0.0, new)
                 p = exp2(s - shift[:, None])
+                kept = exp2(largest - shift)
             else:
-                new = tl.maximum(largest, tl.max(s, 1) * scale2)
-                shift = new
-                p = exp2(s * scale2 - shift[:, None])
-            kept = exp2(largest - shift)
+                # Subtracted before it is scaled, so that the largest score's difference is 0, however
+                # large that is.
+                new = tl.maximum(largest, tl.max(s, 1))
+                p = exp2((s - new[:, None]) * scale2)
+                kept = exp2((largest - new) * scale2)
             largest = new
             total = total * kept + tl.sum(p, 1)
             acc0 *= kept[:, None]
@@ -126,6 +128,8 @@ def attention_forward_kernel(
         acc1 *= inverse
         store_tile(out, first, queries, out_row, acc1, ROWS, D0, D1, D, UNIT, OFFSET, False)
     if lse is not None:
+        if not EARLY:
+            largest *= scale2
         rows = first + tl.arange(0, ROWS)
         place = lse + (batch * heads + head) * queries + rows
         tl.store(place, (largest + tl.log2(total)) * LN2, mask=rows < queries)
