@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from .attention_few_keys import attention_few_keys_dq_kernel
@@ -27,8 +26,8 @@ from .launch import launch_tiles
 
 LOG2E = math.log2(math.e)
 
-#: A head dim beyond this is for `attention_wide`.
-ONE_PIECE = 160
+#: A head dim beyond this is for `attention_wide`: more than registers hold.
+ONE_PIECE = {torch.bfloat16: 160, torch.float16: 160, torch.float32: 64}
 
 #: As many programs as keep a large GPU busy: with more, one takes several tiles of queries.
 PROGRAMS = 512
@@ -87,12 +86,12 @@ class _Layout(NamedTuple):
     """How kernels find their way in all of a call's operands."""
 
     unit: int
-    offset: Any  # the type of an offset within a tile
+    offset: int  # bits of an offset within a tile
 
     @classmethod
     def of(cls, *tensors: Tensor) -> _Layout:
         far = max(_strides(t)[2] for t in tensors) * 128 >= 2**31
-        return cls(_unit(tensors), tl.int64 if far else tl.int32)
+        return cls(_unit(tensors), 64 if far else 32)
 
     def operand(self, x: Tensor | None) -> tuple[Any, ...]:
         if x is None:
@@ -132,10 +131,13 @@ def _head(dim: int, halves: bool = False) -> dict[str, int]:
 # give each warp some columns, and exchange P in shared memory. float32 is here to be right, not fast.
 
 
-def _forward_tiles(dtype: torch.dtype, dim: int) -> Tiles:
+def _forward_tiles(dtype: torch.dtype, dim: int, biased: bool) -> Tiles:
     if dtype == torch.float32:
-        return Tiles(32, 32, 4, 1)
-    return Tiles(64, 64, 4, 2) if sum(parts(dim)) <= 80 else Tiles(64, 32, 4, 2)
+        return Tiles(32, 32, 8, 1)
+    padded = sum(parts(dim))
+    if padded > 128:
+        return Tiles(128, 32, 8, 2)
+    return Tiles(64, 64, 4, 2) if padded <= 80 and not biased else Tiles(64, 32, 4, 2)
 
 
 def _dq_tiles(dtype: torch.dtype, dim: int) -> Tiles:
@@ -147,23 +149,23 @@ def _dq_tiles(dtype: torch.dtype, dim: int) -> Tiles:
     return Tiles(128, 64, 8, 2) if padded <= 80 else Tiles(64, 32, 4, 2)
 
 
-def _dkdv_tiles(dtype: torch.dtype, dim: int) -> Tiles:
+def _dkdv_tiles(dtype: torch.dtype, dim: int, biased: bool) -> Tiles:
     if dtype == torch.float32:
         return Tiles(32, 32, 4, 1)
     padded = sum(parts(dim))
-    if padded <= 64:
-        return Tiles(32, 128, 8, 2, turns=2)
-    return Tiles(32, 128, 8, 2) if padded <= 80 else Tiles(32, 64, 4, 2)
+    if padded > 64 or biased:
+        return Tiles(32, 64, 4, 2)
+    return Tiles(64, 128, 8, 2) if padded <= 48 else Tiles(32, 128, 8, 2, turns=2)
 
 
-def _few_keys_tiles(dtype: torch.dtype, dim: int, keys: int) -> Tiles | None:
+def _few_keys_tiles(dtype: torch.dtype, dim: int, keys: int, biased: bool) -> Tiles | None:
     """None where the keys and values of a head, and what is computed of them, find no room at once."""
     padded = sum(parts(dim))
     if dtype == torch.float32 or keys > 128 or padded > (128 if keys <= 80 else 64):
         return None
-    if padded > 80 or keys > 96:
+    if padded > 80 or keys > 96 or biased:
         return Tiles(32, keys, 2, 2)
-    return Tiles(64, keys, 4, 2)
+    return Tiles(64, keys, 4, 2, turns=2 if padded <= 48 and keys <= 80 else 1)
 
 
 def attention(
@@ -176,10 +178,10 @@ def attention(
     if q.numel() == 0 or keys == 0:
         return out.zero_(), lse.fill_(-math.inf)
     layout = _Layout.of(q, k, v, out)
-    if dim > ONE_PIECE:
+    if dim > ONE_PIECE[q.dtype]:
         _wide_forward(layout, q, k, v, bias, scale, out, lse if need_lse else None)
         return out, lse
-    tiles = _forward_tiles(q.dtype, dim)
+    tiles = _forward_tiles(q.dtype, dim, bias is not None)
     blocks = -(-queries // tiles.rows)
     launch_tiles(
         attention_forward_kernel,
@@ -227,7 +229,7 @@ def attention_backward(
     if not (needs[1] or needs[2]):
         if not needs[0]:
             return dq, dk, dv
-        tiles = _few_keys_tiles(q.dtype, q.shape[3], k.shape[2])
+        tiles = _few_keys_tiles(q.dtype, q.shape[3], k.shape[2], bias is not None)
         if tiles is not None:
             _few_keys_dq(tiles, grad_out, q, k, v, bias, scale, dq)
             return dq, dk, dv
@@ -324,7 +326,7 @@ def _many_keys(
         **layout.constants,
         ROWS=rows,
     )
-    if dim > ONE_PIECE:
+    if dim > ONE_PIECE[q.dtype]:
         for which, grad in enumerate((dq, dk, dv)):
             if grad is not None:
                 operands = (grad_out, q, k, v, bias, minus_delta, lse2)
@@ -363,7 +365,7 @@ def _many_keys(
     for pair in ((dk, dv),) if together else ((dk, None), (None, dv)):
         if pair[0] is None and pair[1] is None:
             continue
-        tiles = _dkdv_tiles(q.dtype, dim)
+        tiles = _dkdv_tiles(q.dtype, dim, bias is not None)
         blocks = -(-keys // tiles.keys)
         launch_tiles(
             attention_dkdv_kernel,

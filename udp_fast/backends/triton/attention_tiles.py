@@ -86,8 +86,12 @@ def _places(
     UNIT: tl.constexpr,
     OFFSET: tl.constexpr,
 ):
-    stride = tl.cast(stride, OFFSET) * UNIT
-    rows = tl.arange(0, ROWS).to(OFFSET) * stride
+    if OFFSET == 64:
+        stride = tl.cast(stride, tl.int64) * UNIT
+        rows = tl.arange(0, ROWS).to(tl.int64) * stride
+    else:
+        stride = tl.cast(stride, tl.int32) * UNIT
+        rows = tl.arange(0, ROWS) * stride
     return tl.cast(first, tl.int64) * stride, rows[:, None] + (COLUMN + tl.arange(0, WIDTH))[
         None, :
     ]
