@@ -165,7 +165,7 @@ def _few_keys_tiles(dtype: torch.dtype, dim: int, keys: int, biased: bool) -> Ti
         return None
     if padded > 80 or keys > 96 or biased:
         return Tiles(32, keys, 2, 2)
-    return Tiles(64, keys, 4, 2, turns=2 if padded <= 48 and keys <= 80 else 1)
+    return Tiles(64, keys, 4, 2)
 
 
 def attention(
@@ -280,7 +280,6 @@ def _few_keys_dq(
         N1=8 if 0 < dim - head["D0"] <= 8 else head["D1"],
         EARLY=_early(bias, scale * LOG2E),
         ROWS=tiles.rows,
-        TURNS=tiles.turns,
         KEYS0=keys0,
         KEYS1=keys1,
         MASKED=keys != keys0 + keys1,

@@ -163,7 +163,7 @@ def _dq_of_tile(
     inverse = reciprocal(total)
     delta *= inverse
     inverse *= scale
-    # dS is rounded in full size; but of small numbers float16 would keep too little.
+    # dS in full, scale and all, spares a pass over dQ; but of numbers so small float16 keeps too little.
     if SMALL:
         ds0 = narrow(e0 * (dp0 - delta[:, None]), k00.dtype)
     else:
@@ -227,7 +227,6 @@ def attention_few_keys_dq_kernel(
     ROWS: tl.constexpr,
     KEYS0: tl.constexpr,
     KEYS1: tl.constexpr,
-    TURNS: tl.constexpr,
     MASKED: tl.constexpr,  # the last tile of keys is not full
 ):
     batch, head, block = head_of(heads, blocks)
@@ -253,9 +252,7 @@ def attention_few_keys_dq_kernel(
     size = tl.minimum(tiles * ROWS, queries - begin)
     for tail in tl.static_range(2):
         first, last = turns(size, tail, ROWS)
-        for start in tl.range(
-            begin + first, begin + last, ROWS, loop_unroll_factor=1 if tail else TURNS
-        ):
+        for start in range(begin + first, begin + last, ROWS):
             _dq_of_tile(
                 grad_out, grad_out_row, q, q_row, k00, k01, k10, k11, n01, n11, v00, v01, v10, v11,
                 bias, bias_row, bias_key, dq, dq_row, scale, scale2, start, queries, keys,
