@@ -44,13 +44,13 @@ PAIRS = {
     "attention_few_keys_dq-heads-80-77-bf16": 0.57,
     "attention_few_keys_dq-heads-128-77-bf16": 0.78,
     "attention_dq-heads-40-1024-bf16": 0.28,
-    "attention_dkdv-heads-40-1024-bf16": 0.40,
+    "attention_dkdv-heads-40-1024-bf16": 0.36,
     "attention_dq-heads-64-1024-bf16": 0.31,
     "attention_dkdv-heads-64-1024-bf16": 0.42,
     "attention_dq-heads-80-1024-bf16": 0.35,
-    "attention_dkdv-heads-80-1024-bf16": 0.53,
+    "attention_dkdv-heads-80-1024-bf16": 0.60,
     "attention_dq-heads-128-1024-bf16": 0.53,
-    "attention_dkdv-heads-128-1024-bf16": 0.75,
+    "attention_dkdv-heads-128-1024-bf16": 0.72,
 }
 
 

@@ -153,9 +153,13 @@ def _dkdv_tiles(dtype: torch.dtype, dim: int, biased: bool) -> Tiles:
     if dtype == torch.float32:
         return Tiles(32, 32, 4, 1)
     padded = sum(parts(dim))
-    if padded > 64 or biased:
-        return Tiles(32, 64, 4, 2)
-    return Tiles(64, 128, 8, 2) if padded <= 48 else Tiles(32, 128, 8, 2, turns=2)
+    if biased:
+        return Tiles(32, 64, 4, 1)
+    if padded <= 48:
+        return Tiles(64, 128, 8, 2)
+    if padded <= 64:
+        return Tiles(32, 128, 8, 2, turns=2)
+    return Tiles(32, 128, 8, 3) if padded <= 80 else Tiles(32, 64, 4, 2)
 
 
 def _few_keys_tiles(dtype: torch.dtype, dim: int, keys: int, biased: bool) -> Tiles | None:
