@@ -137,7 +137,9 @@ def _forward_tiles(dtype: torch.dtype, dim: int, biased: bool) -> Tiles:
     padded = sum(parts(dim))
     if padded > 128:
         return Tiles(128, 32, 8, 2)
-    return Tiles(64, 64, 4, 2) if padded <= 80 and not biased else Tiles(64, 32, 4, 2)
+    if biased:
+        return Tiles(64, 32, 4, 1)
+    return Tiles(64, 64, 4, 2) if padded <= 80 else Tiles(64, 32, 4, 2)
 
 
 def _dq_tiles(dtype: torch.dtype, dim: int) -> Tiles:
