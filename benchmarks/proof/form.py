@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from .chips import SHARED_OF_BLOCK, own_shared
-from .machine_code import Code
+from .machine_code import PRODUCTS, Code
 
 #: Bytes of an element of one operand; several where its type is known only at run time.
 Sizes = tuple[int, ...]
@@ -59,6 +59,15 @@ class Products:
 
 
 @dataclass(frozen=True)
+class TileProducts:
+    """A kernel of matrix products by tiles of queries and keys, whose instructions Triton chooses."""
+
+    #: Of a query and a key that a block handles in a turn; None: no tile is a turn.
+    pairs: int | None
+    most: float | None = None  # warps' instructions a pair on sm_80, at most
+
+
+@dataclass(frozen=True)
 class Form:
     """A kernel in one form: a Triton variant, or an instantiation of a CUDA template."""
 
@@ -74,6 +83,7 @@ class Form:
     draws: bool = False  # random numbers
     products: Products | None = None
     dynamic: int = 0  # bytes of shared memory that a launch asks for
+    tiles: TileProducts | None = None
 
     @property
     def title(self) -> str:
@@ -124,6 +134,8 @@ def failures(form: Form, architecture: str, code: Code) -> list[str]:
         found += _product_failures(form.products, architecture, code)
     if form.stream is not None:
         found += _stream_failures(form, form.stream, architecture, code)
+    if form.tiles is not None:
+        found += _tile_failures(form, form.tiles, architecture, code)
     return found
 
 
@@ -135,6 +147,25 @@ def _product_failures(products: Products, architecture: str, code: Code) -> Iter
     each = code.turn / products.pairs
     if architecture == "80" and products.limit is not None and each > products.limit:
         yield f"{each:.4f} instructions a pair of query and key, at most {products.limit:g} are allowed"
+
+
+def pairs_cost(form: Form, code: Code) -> float | None:
+    """Instructions of a block's warps for one query and one key, in a turn of the main loop."""
+    if form.tiles is None or not form.tiles.pairs or not code.count(*PRODUCTS):
+        return None
+    return code.turn * (form.threads // 32) / form.tiles.pairs
+
+
+def _tile_failures(form: Form, tiles: TileProducts, architecture: str, code: Code) -> Iterator[str]:
+    if not code.products:
+        yield "no instruction of the tensor cores"
+    # sm_100 waits for its tensor cores in loops inside the main one, which then is not found.
+    elif architecture != "100" and not code.count(*PRODUCTS):
+        yield "no instruction of the tensor cores in the main loop"
+    each = pairs_cost(form, code)
+    if architecture == "80" and tiles.most is not None and (each is None or each > tiles.most):
+        found = "none were found" if each is None else f"{each:.3f} instructions a pair"
+        yield f"{found}, at most {tiles.most:g} are allowed"
 
 
 def _stream_failures(form: Form, stream: Stream, architecture: str, code: Code) -> Iterator[str]:

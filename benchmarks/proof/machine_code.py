@@ -29,6 +29,7 @@ class Code:
     loop: dict[str, int]  # opcode -> how many in one turn of the main loop; empty: there is none
     widths: tuple[int, ...]  # bytes of the global accesses anywhere in the main loop
     spilled: int = 0  # bytes, by ptxas' own report where there is one
+    products: int = 0  # instructions of the tensor cores, of the whole kernel
 
     def accesses(self) -> Counter[tuple[str, int]]:
         """("load" or "store", bytes) -> how many of a turn."""
@@ -47,6 +48,9 @@ class Code:
         """Instructions of a turn."""
         return sum(self.loop.values())
 
+
+#: Of 16-bit floats or tfloat32: since 8.0, on 9.0 by four warps together, on 10.0.
+PRODUCTS = ("HMMA", "HGMMA", "UTCHMMA")
 
 _KINDS = {"LDG": "load", "LD": "load", "LDGSTS": "load", "STG": "store", "ST": "store"}
 _WIDTHS = {"256": 32, "128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
@@ -279,6 +283,7 @@ def _code(blocks: list[Block], used: dict[str, int]) -> Code:
         instructions=len(everything),
         loop=dict(loop),
         widths=tuple(sorted(widths)),
+        products=sum(opcode.split(".")[0] in PRODUCTS for opcode in everything),
     )
 
 

@@ -9,6 +9,8 @@ from .chips import CHIPS, CLASSES, MULTIPROCESSORS, Chip, by_class
 from .counting import Count, Counting
 from .examine import Entry, Examination
 from .expected import EXPECTED, Expected
+from .form import pairs_cost
+from .machine_code import PRODUCTS
 
 Row = Sequence[str]
 
@@ -200,6 +202,41 @@ def counts(found: Counting) -> list[Row]:
     return [COUNTS, *map(_count, found.counts)]
 
 
+#: Head dim -> warps' instructions a pair of FlashAttention-2's whole backward, as shipped in PyTorch's
+#: CUDA wheel, counted in the same way on sm_80: it has 64, 96 and 128, and pads the others to them.
+FLASH_ATTENTION_2 = {40: 0.75, 64: 0.75, 80: 0.94, 128: 1.20}
+
+
+def tile_products(found: Examination, architecture: str = "80") -> list[Row]:
+    """A row a form of a kernel of matrix products whose turns are over tiles."""
+    rows: list[Row] = [
+        ("kernel", "language", "form", "registers", "shared", "instructions a pair",
+         "tensor cores", "FlashAttention-2's backward"),
+    ]  # fmt: skip
+    for entry in found.entries:
+        each = pairs_cost(entry.form, entry.code)
+        if entry.architecture != architecture or each is None:
+            continue
+        theirs = next(
+            (n for dim, n in FLASH_ATTENTION_2.items() if f"-{dim}-" in f"-{entry.form.label}-"),
+            None,
+        )
+        share = entry.code.count(*PRODUCTS) / entry.code.turn
+        rows.append(
+            (
+                entry.form.kernel,
+                entry.form.language,
+                entry.form.label,
+                str(entry.code.registers),
+                str(entry.shared),
+                f"{each:.3f}",
+                f"{share:.0%}",
+                f"{each / theirs:.2f} of {theirs}" if theirs else "–",
+            )
+        )
+    return [rows[0], *sorted(rows[1:])]
+
+
 def markdown(rows: Sequence[Row]) -> str:
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -314,6 +351,19 @@ Counted in the calls of the benchmarks, for an element; nothing is estimated but
 
 A loss whose gradient arrives from autograd costs a second pass on a GPU: whether the factor that it
 brings is one stands in the GPU's memory, and looking would make the host wait.
+
+## Products of Triton's kernels
+
+Attention is not bound by memory, so what counts is how many instructions a warp issues for one query and
+one key. Demanded: instructions of the tensor cores in the main loop (on sm_100, which waits for them in
+loops inside the main one, anywhere), no local memory, at most 255 registers and 99 KB of shared memory,
+and at the head dims of models at most so many instructions a pair (`PAIRS` in
+`benchmarks/proof/triton.py`). Counted in one turn of the main loop on sm_80, over the pairs that exist:
+77 keys are computed as 80 and counted as 77. All three gradients are `attention_dq` and `attention_dkdv`
+together. The last column is the count over that of FlashAttention-2's whole backward at the head dim to
+which it pads, with as many keys as fill its tiles.
+
+{markdown(tile_products(found))}
 
 ## Rates
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 
@@ -14,7 +14,8 @@ from udp_fast.backends.triton import variants as recorded
 from udp_fast.backends.triton.variants import Variant, compile_variant, variants
 
 from . import cache as kept
-from .form import Form, Stream
+from .chips import SHARED_OF_BLOCK
+from .form import Form, Stream, TileProducts
 from .machine_code import Code, read
 
 #: A thread's registers, of 65536 a multiprocessor: at 64 half of its 2048 threads find room.
@@ -24,6 +25,9 @@ REGISTERS = 64
 #: one, whose loop ptxas unrolls so that four loads are under way.
 REGISTERS_OF_CHANNELS = 96
 
+#: Those of a kernel of matrix products: all that a thread can have.
+PRODUCT_REGISTERS = 255
+
 #: At most this many instructions an element where they decide the speed: bf16 on sm_90.
 INSTRUCTIONS = {
     "q_sample-dense-bf16": 35,
@@ -32,6 +36,25 @@ INSTRUCTIONS = {
     "denoising_loss-dense-epsilon-bf16": 36,
     "denoising_loss-latent-epsilon-bf16": 36,
     "denoising_loss-rgb-epsilon-bf16": 36,
+}
+
+
+#: At most this many instructions of a warp for a query and a key, counted on sm_80 in the main loop.
+#: FlashAttention-2's backward, as PyTorch ships it, has 0.75 at a head dim of 64, 0.94 at 96, to which it
+#: pads 80, and 1.20 at 128, for all three gradients.
+PAIRS = {
+    "attention_few_keys_dq-heads-40-77-bf16": 0.46,
+    "attention_few_keys_dq-heads-64-77-bf16": 0.50,
+    "attention_few_keys_dq-heads-80-77-bf16": 0.57,
+    "attention_few_keys_dq-heads-128-77-bf16": 0.78,
+    "attention_dq-heads-40-1024-bf16": 0.28,
+    "attention_dkdv-heads-40-1024-bf16": 0.36,
+    "attention_dq-heads-64-1024-bf16": 0.31,
+    "attention_dkdv-heads-64-1024-bf16": 0.42,
+    "attention_dq-heads-80-1024-bf16": 0.35,
+    "attention_dkdv-heads-80-1024-bf16": 0.60,
+    "attention_dq-heads-128-1024-bf16": 0.53,
+    "attention_dkdv-heads-128-1024-bf16": 0.72,
 }
 
 
@@ -46,17 +69,19 @@ def form_of(variant: Variant) -> Form:
             run=4 if interleaved else variant.constants["WIDTH"],
             widest=8 if interleaved else 16,  # four neighbours of a draw
         )
-    registers = REGISTERS if stream or not variant.walks else 2 * REGISTERS
-    if "LAST" in variant.constants:
-        registers = max(registers, REGISTERS_OF_CHANNELS)
+    tiles = None
+    if variant.pairs != 0:
+        tiles = TileProducts(variant.pairs, PAIRS.get(variant.name))
     return Form(
         language="Triton",
         op=op_of(variant),
         kernel=variant.kernel.__name__.removesuffix("_kernel"),
         label=variant.name.partition("-")[2].replace("@", ", warps "),
         threads=32 * variant.warps,
-        registers=registers,
+        registers=_registers(variant),
+        shared=SHARED_OF_BLOCK if tiles else 2048,
         stream=stream,
+        tiles=tiles,
         instructions=INSTRUCTIONS.get(variant.name.partition("@")[0]),
         draws=variant.signature.get("key", "constexpr") != "constexpr",
     )
@@ -65,7 +90,16 @@ def form_of(variant: Variant) -> Form:
 def op_of(variant: Variant) -> str:
     """The op whose file the kernel is in."""
     module = variant.kernel.fn.__module__.rpartition(".")[2]
+    if module.startswith("attention_"):  # by tiles, of which each kind has a file
+        module = "attention"
     return next((op for op in ops() if op.rstrip("_") == module), module)
+
+
+def _registers(variant: Variant) -> int:
+    if variant.pairs != 0:
+        return PRODUCT_REGISTERS
+    registers = REGISTERS if variant.vectorised or not variant.walks else 2 * REGISTERS
+    return max(registers, REGISTERS_OF_CHANNELS) if "LAST" in variant.constants else registers
 
 
 @cache
@@ -107,11 +141,24 @@ def compile_unit(unit: Unit) -> dict[str, Code]:
 
 
 def _compile(variant: Variant, architecture: str) -> Code:
-    form = (variant.signature, variant.constants, variant.multiples, variant.warps)
+    form = (
+        variant.signature,
+        variant.constants,
+        variant.multiples,
+        variant.warps,
+        variant.stages,
+        variant.fuses,
+    )
     key = kept.key(_compiler(), variant.kernel.cache_key, form, architecture)
     kernels = kept.load(key)
     if kernels is None:
-        kernels = read(compile_variant(variant, int(architecture)).asm["cubin"])
+        compiled = compile_variant(variant, int(architecture))
+        # Triton asks for shared memory when it launches: the cubin does not know of it.
+        asked = compiled.metadata.shared
+        kernels = {
+            name: replace(code, shared=code.shared + asked)
+            for name, code in read(compiled.asm["cubin"]).items()
+        }
         kept.save(key, kernels)
     (code,) = kernels.values()
     return code

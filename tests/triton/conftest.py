@@ -11,6 +11,9 @@ import torch
 # a kernel is defined whether it is compiled or interpreted.
 collect_ignore = []
 if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
-    collect_ignore.append("test_agreement.py")
+    collect_ignore += ["test_agreement.py", "test_attention_kernels.py"]
 if importlib.util.find_spec("triton") is None:
-    collect_ignore += ["test_traced.py", "test_agreement.py"]
+    collect_ignore += [
+        *("test_traced.py", "test_agreement.py"),
+        *("test_attention_kernels.py", "test_attention_tiles.py"),
+    ]

@@ -39,9 +39,15 @@ def test_kernels_agree_with_the_other_backends():
 
 @needs_triton
 @pytest.mark.slow
+def test_attention_agrees_with_its_definition():
+    interpret(120, str(HERE / "test_attention_kernels.py"))
+
+
+@needs_triton
+@pytest.mark.slow
 def test_contracts_of_the_ops():
     """The contract tests of tests/ops, few examples each: an interpreted call takes 0.1 s."""
-    files = ("pgd_step", "q_sample", "denoising_loss", "quantize")
+    files = ("attention", "pgd_step", "q_sample", "denoising_loss", "quantize")
     slow = "every_dtype or unbiased or large_images or bad_arguments"
     interpret(
         40,

@@ -112,6 +112,41 @@ def test_the_kernels_of_a_norm_are_in_the_graph(gpu):
 
 
 @pytest.mark.parametrize(
+    ("dim", "keys", "needs", "launches"),
+    [
+        (40, 77, (True, False, False), [1, 1]),
+        (64, 1024, (True, True, True), [1, 3]),
+        (160, 1024, (True, True, True), [1, 4]),
+        (512, 1024, (True, True, True), [1, 4]),
+    ],
+    ids=["dq alone", "all gradients", "dk and dv apart", "wide"],
+)
+def test_attention_is_in_the_graph(gpu, monkeypatch, dim, keys, needs, launches):
+    monkeypatch.setenv("UDP_FAST_BACKEND", "triton")
+
+    def forward(q, k, v, grad):
+        return OPS.attention(q, k, v, None, 0.125, True)
+
+    def backward(q, k, v, grad, out, lse):
+        return OPS.attention_backward(grad, q, k, v, None, out, lse, 0.125, needs)
+
+    with FakeTensorMode():
+        q, k, v = (
+            torch.empty((2, n, 4, dim), dtype=BF16, device="cuda").transpose(1, 2)
+            for n in (256, keys, keys)
+        )
+        lse = torch.empty((2, 4, 256), device="cuda")
+        for function, rest, expected in (
+            (forward, (), launches[0]),
+            (backward, (q, lse), launches[1]),
+        ):
+            traced = make_fx(dispatch_functionalize(function))(q, k, v, q, *rest)
+            called = [str(n.target) for n in traced.graph.nodes if n.op == "call_function"]
+            assert called.count("triton_kernel_wrapper_functional") == expected
+            assert not any(name.startswith("udp_fast") for name in called)
+
+
+@pytest.mark.parametrize(
     ("device", "pinned"), [("cpu", "auto"), ("cuda", "reference"), ("cuda", "cpu")]
 )
 def test_a_call_that_triton_does_not_take_stays_an_op(gpu, monkeypatch, device, pinned):

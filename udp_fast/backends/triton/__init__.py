@@ -23,6 +23,8 @@ from ..registry import Backend, one_by_one
 
 #: Op -> the module that has it.
 OPS = {
+    "attention": "attention",
+    "attention_backward": "attention",
     "denoising_loss": "denoising_loss",
     "group_norm_silu": "group_norm_silu",
     "group_norm_silu_backward": "group_norm_silu",

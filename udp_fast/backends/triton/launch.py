@@ -36,6 +36,8 @@ class Launch(NamedTuple):
     programs: int
     arguments: dict[str, Any]
     warps: int
+    stages: int | None  # of its pipelined loops; None: it leaves that to Triton
+    fuses: bool  # products and sums, where the source does not say so
 
 
 _recorded: list[Launch] | None = None
@@ -124,11 +126,32 @@ def launch_sums(kernel: Any, images: int, *args: Any) -> None:
     _run(kernel, images, args, {"num_warps": DEFAULT[1], "enable_fp_fusion": False})
 
 
+def launch_tiles(
+    kernel: Any, programs: int, warps: int, stages: int, *args: Any, **constants: Any
+) -> None:
+    """Runs a kernel of matrix products.
+
+    Its last bits depend on how the tensor cores add, so nothing is lost by letting sums and products
+    be fused.
+    """
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    _run(kernel, programs, args, {**constants, **options})
+
+
 def _run(kernel: Any, programs: int, args: tuple[Any, ...], named: dict[str, Any]) -> None:
     if _recorded is not None:
         arguments = dict(zip(kernel.arg_names, args, strict=False))
         arguments |= {name: named[name] for name in kernel.arg_names if name in named}
-        _recorded.append(Launch(kernel, programs, arguments, named["num_warps"]))
+        _recorded.append(
+            Launch(
+                kernel,
+                programs,
+                arguments,
+                named["num_warps"],
+                named.get("num_stages"),
+                named["enable_fp_fusion"],
+            )
+        )
         return
     if _tracing:
         # Inductor compiles with its own options and has no place for this one.

@@ -27,6 +27,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from .attention import attention, attention_backward
 from .denoising_loss import denoising_loss
 from .group_norm_silu import group_norm_silu, group_norm_silu_backward
 from .image_scale import image_scale
@@ -57,6 +58,7 @@ SHAPES = {
     "channels": (2, 320, 64, 64),  # the same, channels last
     "few": (2, 1280, 8, 8),
     "uneven": (2, 36, 15, 15),  # channels of no whole number of vectors
+    "heads": (2, 8, 1024),  # attention: so many batches, heads and queries; head dims have names
 }
 VECTORISED = ("dense", "huge", "latent", "rgb", "odd", "planes", "small", "channels", "few")
 
@@ -102,6 +104,11 @@ class Variant:
     warps: int
     streams: Mapping[str, int]  # elementwise operands -> bytes of an element
     tuned: bool = False  # in a tile that only autotuning chooses
+    stages: int | None = None  # of pipelined loops; None: Triton's default
+    fuses: bool = False  # products and sums, into one rounding
+    #: Query-key pairs that a program handles in a turn of its main loop; 0 for kernels without
+    #: products, None where a turn is over another dimension.
+    pairs: int | None = 0
 
     @property
     def walks(self) -> bool:
@@ -216,8 +223,30 @@ def _variant(name: str, shape: str, launch: Launch, tuned: bool) -> Variant:
         for key, value in constants.items()
         if isinstance(value, tl.dtype)
     }
-    form = (signature, constants, tuple(multiples), launch.warps)
-    return Variant(name, launch.kernel, shape, *form, streams, tuned)
+    return Variant(
+        name,
+        launch.kernel,
+        shape,
+        signature,
+        constants,
+        tuple(multiples),
+        launch.warps,
+        streams,
+        tuned,
+        launch.stages,
+        launch.fuses,
+        _pairs(launch.arguments),
+    )
+
+
+def _pairs(arguments: Mapping[str, Any]) -> int | None:
+    """Of the attention kernels, which name their tiles alike: those pairs only that exist."""
+    if "KEPT" in arguments or "CHUNK" in arguments:
+        return None
+    turns = arguments.get("TURNS", 1)
+    if "KEYS0" in arguments:
+        return int(arguments["ROWS"] * arguments["keys"] * turns)
+    return int(arguments["ROWS"] * arguments["KEYS"] * turns) if "KEYS" in arguments else 0
 
 
 @cache
@@ -231,6 +260,10 @@ def variants() -> tuple[Variant, ...]:
             for launch in launches:
                 kernel = launch.kernel.__name__.removesuffix("_kernel")
                 name = f"{kernel}-{case.shape}-{case.label}"
+                # A call may launch a kernel in several forms.
+                again = sum(v.name.startswith(name) for v in found.values() if not v.tuned)
+                if again:
+                    name = f"{name}-{again + 1}"
                 for tile in (launch, *tuned(launch)):
                     of_tile = "" if tile is launch else f"@{tile.warps}"
                     new = _variant(name + of_tile, case.shape, tile, tile is not launch)
@@ -242,7 +275,8 @@ def variants() -> tuple[Variant, ...]:
 
 
 def _identity(v: Variant) -> str:
-    return repr((v.kernel.__name__, v.signature, v.constants, v.multiples, v.warps))
+    form = (v.kernel.__name__, v.signature, v.constants, v.multiples, v.warps, v.stages, v.fuses)
+    return repr(form)
 
 
 def _kernels() -> set[str]:
@@ -267,7 +301,9 @@ def compile_variant(variant: Variant, cc: int) -> Any:
         constexprs=dict(variant.constants),
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in variant.multiples},
     )
-    options = {"num_warps": variant.warps, "enable_fp_fusion": False}
+    options = {"num_warps": variant.warps, "enable_fp_fusion": variant.fuses}
+    if variant.stages is not None:
+        options["num_stages"] = variant.stages
     return triton.compile(source, target=GPUTarget("cuda", cc, 32), options=options)
 
 
@@ -492,3 +528,63 @@ def _pgd_step_multi() -> Iterator[Case]:
     yield case("dense", "budgets", typical, budget=(per_image, per_image))
     # Images that begin anywhere: one element an access.
     yield case("ragged", "mixed", typical, shift=1)
+
+
+@cases(attention)
+def _attention() -> Iterator[Case]:
+    for dim in (40, 64, 80, 128, 160, 512):
+        q, k, v = _heads(dim, 1024, BF16)
+        yield Case("heads", f"{dim}-1024-bf16", (q, k, v, None, dim**-0.5, True))
+    for dim, dtype in ((64, F16), (64, F32), (128, F32)):
+        q, k, v = _heads(dim, 1024, dtype)
+        yield Case("heads", f"{dim}-1024-{NAMES[dtype]}", (q, k, v, None, 0.125, True))
+    q, k, v = _heads(64, 1024, BF16)
+    for label, bias in _biases(1024).items():
+        yield Case("heads", f"64-1024-{label}-bf16", (q, k, v, bias, 0.125, False))
+
+
+@cases(attention_backward)
+def _attention_backward() -> Iterator[Case]:
+    def case(
+        dim: int,
+        keys: int,
+        dtype: torch.dtype,
+        needs: tuple[bool, bool, bool],
+        label: str = "",
+        bias: Tensor | None = None,
+    ) -> Case:
+        q, k, v = _heads(dim, keys, dtype)
+        saved = None if keys <= 128 else (q, torch.empty(q.shape[:3], device="meta"))
+        out, lse = saved or (None, None)
+        arguments = (q, q, k, v, bias, out, lse, dim**-0.5, needs)
+        return Case("heads", f"{dim}-{keys}-{label}{NAMES[dtype]}", arguments)
+
+    image, everything = (True, False, False), (True, True, True)
+    for dim in (40, 64, 80, 128):
+        yield case(dim, 77, BF16, image)
+    for dim in (40, 64, 80, 128, 160, 512):
+        yield case(dim, 1024, BF16, everything)
+    for keys in (96, 128):
+        yield case(64, keys, BF16, image)
+    yield case(64, 77, F16, image)
+    for dim, dtype in ((64, F16), (64, F32), (128, F32)):
+        yield case(dim, 1024, dtype, everything)
+    for label, bias in _biases(77).items():
+        yield case(64, 77, BF16, image, f"{label}-", bias)
+    for label, bias in _biases(1024).items():
+        yield case(64, 1024, BF16, everything, f"{label}-", bias)
+
+
+def _heads(dim: int, keys: int, dtype: torch.dtype) -> list[Tensor]:
+    """q, k and v as a model has them: [B, N, H, D] seen as [B, H, N, D]."""
+    b, h, n = SHAPES["heads"]
+    sizes = ((b, rows, h, dim) for rows in (n, keys, keys))
+    return [torch.empty(s, dtype=dtype, device="meta").transpose(1, 2) for s in sizes]
+
+
+def _biases(keys: int) -> dict[str, Tensor]:
+    b, h, n = SHAPES["heads"]
+    return {
+        "padding": torch.empty((b, 1, 1, keys), dtype=BF16, device="meta"),
+        "bias": torch.empty((b, h, n, keys), dtype=BF16, device="meta"),
+    }

@@ -1,0 +1,269 @@
+"""The attention kernels, interpreted or on a GPU, against the definition in float64.
+
+How wrong a low-precision attention may be has no a priori measure: torch's own on the same operands is
+the yardstick. Since protection uses the gradient's sign, signs are compared as well.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+
+import pytest
+import torch
+from cases import BF16, F16, F32, same_bits
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from udp_fast.backends.reference.attention import attention as definition
+from udp_fast.backends.reference.attention import attention_backward as definition_backward
+from udp_fast.backends.triton import BACKEND, INTERPRETS
+
+ATTENTION, BACKWARD = BACKEND.ops["attention"], BACKEND.ops["attention_backward"]
+DEVICE = "cpu" if INTERPRETS else "cuda"
+INF = float("inf")
+ALL = (True, True, True)
+IMAGE = (True, False, False)
+NAMES = ("out", "dq", "dk", "dv")
+
+#: B, H, N, M, D. Every kernel, with tiles that are whole, with what remains, and with that alone.
+SHAPES = {
+    "text, 40": (1, 2, 70, 77, 40),
+    "text, 64": (2, 1, 128, 77, 64),
+    "text, 80": (1, 1, 33, 77, 80),
+    "text, 128": (1, 1, 40, 77, 128),
+    "text, 160": (1, 1, 33, 77, 160),
+    "16 keys": (1, 1, 65, 16, 40),
+    "48 keys": (1, 1, 20, 48, 64),
+    "96 keys": (1, 1, 70, 96, 64),
+    "128 keys": (1, 1, 70, 128, 40),
+    "one key": (1, 1, 3, 1, 64),
+    "self, 40": (1, 1, 150, 150, 40),
+    "self, 64": (1, 1, 128, 128, 64),
+    "self, 80": (1, 1, 70, 131, 80),
+    "self, 128": (1, 1, 70, 133, 128),
+    "VAE, 512": (1, 1, 66, 33, 512),
+    "300 in two pieces": (1, 1, 20, 33, 300),
+    "odd": (1, 1, 9, 140, 17),
+}
+
+
+def heads(shape, seed, dtype, layout="[B, N, H, D]") -> list[Tensor]:
+    """q, k, v and a gradient of out."""
+    b, h, n, m, d = shape
+    g = torch.Generator().manual_seed(seed)
+    found = []
+    for rows in (n, m, m, n):
+        if layout == "[B, N, H, D]":
+            x = torch.randn(b, rows, h, d, generator=g).to(dtype).transpose(1, 2)
+        elif layout == "[B, H, N, D]":
+            x = torch.randn(b, h, rows, d, generator=g).to(dtype)
+        elif layout == "a slice, rows anywhere":
+            x = torch.randn(b, h, rows, d + 3, generator=g).to(dtype)[..., 2 : d + 2]
+        else:
+            assert layout == "expanded"
+            x = torch.randn(1, 1, rows, d, generator=g).to(dtype).expand(b, h, rows, d)
+        found.append(x)
+    return found
+
+
+def on(device: str, *values):
+    return [v.to(device) if isinstance(v, Tensor) else v for v in values]
+
+
+def kernels(q, k, v, grad, bias=None, scale=None, needs=ALL, saved=True) -> list[Tensor]:
+    """[out, dq, dk, dv]; ``saved``: the backward gets out and lse."""
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    q, k, v, grad, bias = on(DEVICE, q, k, v, grad, bias)
+    out, lse = ATTENTION(q, k, v, bias, scale, True)
+    rest = (out, lse) if saved else (None, None)
+    return on("cpu", out, *BACKWARD(grad, q, k, v, bias, *rest, scale, needs))
+
+
+def exact(q, k, v, grad, bias=None, scale=None) -> list[Tensor]:
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    q, k, v, grad, bias = (None if x is None else x.double() for x in (q, k, v, grad, bias))
+    out, lse = definition(q, k, v, bias, scale, True)
+    return [out, *definition_backward(grad, q, k, v, bias, out, lse, scale, ALL)]
+
+
+def torchs(q, k, v, grad, bias=None, scale=None) -> list[Tensor]:
+    leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+    if bias is not None:
+        bias = bias.to(q.dtype).expand(*q.shape[:3], k.shape[2])
+    out = scaled_dot_product_attention(*leaves, attn_mask=bias, scale=scale)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def errors(got, expected) -> list[float]:
+    return [float((a.double() - b).abs().max()) for a, b in zip(got, expected, strict=True)]
+
+
+def check(got, arguments, **options) -> None:
+    """No more than twice as wrong as torch, and dq of the right signs."""
+    right, theirs = exact(*arguments, **options), torchs(*arguments, **options)
+    eps = torch.finfo(arguments[0].dtype).eps
+    for name, a, b, mine, limit in zip(
+        NAMES, got, right, errors(got, right), errors(theirs, right), strict=True
+    ):
+        assert a.dtype == arguments[0].dtype
+        # Where torch is exact by luck, one rounding of the largest number.
+        assert mine <= max(2 * limit, eps * float(b.abs().max())), (name, mine, limit)
+    dq, true = got[1].double(), right[1]
+    above = true.abs() > eps * true.abs().max()
+    assert above.double().mean() > 0.5 or not true.any()
+    assert (dq.sign() == true.sign())[above].double().mean() >= 0.999
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+def test_all_gradients(dtype, shape):
+    arguments = heads(SHAPES[shape], 1, dtype)
+    if SHAPES[shape][3] == 1:  # dq and dk are 0, differences of equal numbers
+        out, *_, dv = kernels(*arguments)
+        right = exact(*arguments)
+        assert max(errors([out, dv], [right[0], right[3]])) < 0.02
+        return
+    check(kernels(*arguments), arguments)
+
+
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s != "one key"])
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+def test_the_gradient_of_queries_alone(dtype, shape):
+    arguments = heads(SHAPES[shape], 2, dtype)
+    few = SHAPES[shape][3] <= 128
+    out, dq, dk, dv = kernels(*arguments, needs=IMAGE, saved=not few)
+    assert dk.numel() == dv.numel() == 0
+    check([out, dq, *kernels(*arguments)[2:]], arguments)
+
+
+@pytest.mark.parametrize("shape", ["text, 40", "self, 128", "text, 160", "300 in two pieces"])
+def test_float32(shape):
+    arguments = heads(SHAPES[shape], 3, F32)
+    check(kernels(*arguments), arguments)
+    few = SHAPES[shape][3] <= 128
+    dq = kernels(*arguments, needs=IMAGE, saved=not few)[1]
+    right = exact(*arguments)[1]
+    assert float((dq.double() - right).abs().max()) < 2e-6 * float(right.abs().max())
+
+
+def biases(shape):
+    b, h, n, m, _ = shape
+    g = torch.Generator().manual_seed(4)
+    padding = torch.zeros(b, 1, 1, m)
+    padding[..., m // 3 :] = -INF
+    full = torch.randn(b, h, n, m, generator=g)
+    full[:, :, 2] = -INF  # nothing to attend to
+    return {
+        "padded keys": padding,
+        "a number a score": full,
+        "a number a query": torch.randn(1, h, n, 1, generator=g),
+        "its transpose": torch.randn(m, n, generator=g).t()[None, None],
+        "a number": torch.full((1, 1, 1, 1), 2.0),
+        "half": torch.randn(1, h, n, m, generator=g).to(BF16),
+    }
+
+
+@pytest.mark.parametrize("kind", list(biases((1, 1, 3, 3, 1))))
+@pytest.mark.parametrize("shape", ["text, 40", "self, 80", "300 in two pieces"])
+def test_bias(shape, kind):
+    sizes = SHAPES[shape]
+    arguments, bias = heads(sizes, 5, BF16), biases(sizes)[kind]
+    right = exact(*arguments, bias=bias)
+    got = kernels(*arguments, bias=bias)
+    if sizes[3] <= 128:
+        got.append(kernels(*arguments, bias=bias, needs=IMAGE, saved=False)[1])
+        right.append(right[1])
+    for a, b in zip(got, right, strict=True):
+        assert (a.double() - b).abs().max() <= 2e-2 * b.abs().max()
+    if kind == "a number a score":
+        assert not any(x[:, :, 2].any() for x in (*got[:2], *got[4:]))
+
+
+@pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=3)), ids=str)
+@pytest.mark.parametrize("shape", ["text, 40", "self, 80", "text, 160", "300 in two pieces"])
+def test_every_set_of_gradients_has_the_same_bits(shape, needs):
+    """Whatever else is computed; but for dq alone and few keys, which is a kernel of its own."""
+    arguments = heads(SHAPES[shape], 6, BF16)
+    everything = kernels(*arguments)
+    own = needs == IMAGE and SHAPES[shape][3] <= 128
+    got = kernels(*arguments, needs=needs)
+    for i, (a, b, needed) in enumerate(zip(got[1:], everything[1:], needs, strict=True)):
+        assert a.numel() == (b.numel() if needed else 0)
+        if needed and not (own and i == 0):
+            assert same_bits(a, b)
+
+
+LAYOUTS = ("[B, H, N, D]", "a slice, rows anywhere", "expanded")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", ["text, 40", "self, 80", "300 in two pieces"])
+def test_layouts_have_the_same_bits(shape, layout):
+    arguments = heads(SHAPES[shape], 7, F16, layout)
+    copies = [x.contiguous() for x in arguments]
+    for saved, needs in ((True, ALL), (SHAPES[shape][3] > 128, IMAGE)):
+        got = kernels(*arguments, needs=needs, saved=saved)
+        for a, b in zip(got, kernels(*copies, needs=needs, saved=saved), strict=True):
+            assert same_bits(a, b)
+
+
+def test_a_gradient_that_is_expanded_everywhere():
+    """As that of a sum is: even its rows have stride 0."""
+    q, k, v, grad = heads(SHAPES["text, 40"], 8, F16)
+    ones = torch.ones((), dtype=F16).expand(grad.shape)
+    for needs, saved in ((ALL, True), (IMAGE, False)):
+        got = kernels(q, k, v, ones, needs=needs, saved=saved)
+        for a, b in zip(
+            got, kernels(q, k, v, ones.contiguous(), needs=needs, saved=saved), strict=True
+        ):
+            assert same_bits(a, b)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 70, 77, 40), (3, 2, 40, 140, 64), (2, 1, 20, 33, 512)])
+def test_bits_do_not_depend_on_the_batch(shape, monkeypatch):
+    """Nor on how many tiles of queries a program takes."""
+    launcher = importlib.import_module("udp_fast.backends.triton.attention")
+    few = shape[3] <= 128
+    arguments = heads(shape, 9, BF16)
+    for needs, saved in ((ALL, True), (IMAGE, not few)):
+        together = kernels(*arguments, needs=needs, saved=saved)
+        for i in range(shape[0]):
+            alone = kernels(*(x[i : i + 1] for x in arguments), needs=needs, saved=saved)
+            for a, b in zip(alone, together, strict=True):
+                assert same_bits(a, b[i : i + 1]) or a.numel() == 0
+        monkeypatch.setattr(launcher, "PROGRAMS", 2)
+        for a, b in zip(kernels(*arguments, needs=needs, saved=saved), together, strict=True):
+            assert same_bits(a, b)
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.3])
+@pytest.mark.parametrize("shape", ["text, 40", "self, 80", "300 in two pieces"])
+def test_scales_that_are_not_positive(shape, scale):
+    arguments = heads(SHAPES[shape], 10, F16)
+    few = SHAPES[shape][3] <= 128
+    right = exact(*arguments, scale=scale)
+    got = [*kernels(*arguments, scale=scale)]
+    got.append(kernels(*arguments, scale=scale, needs=IMAGE, saved=not few)[1])
+    for a, b in zip(got, [*right, right[1]], strict=True):
+        assert (a.double() - b).abs().max() <= 4e-3 * b.abs().max()
+
+
+def test_offsets_of_more_than_32_bits():
+    """Rows that are 2^24 numbers apart: a tile of 128 spans 2^31."""
+    q, k, v, grad = heads((1, 1, 2, 2, 16), 11, F16)
+    far = torch.empty(2**24 + 16, dtype=F16).as_strided(q.shape, (0, 0, 2**24, 1)).copy_(q)
+    launcher = importlib.import_module("udp_fast.backends.triton.attention")
+    assert launcher._Layout.of(far).offset != launcher._Layout.of(q).offset
+    for a, b in zip(kernels(far, k, v, grad), kernels(q, k, v, grad), strict=True):
+        assert same_bits(a, b)
+
+
+def test_small_gradients_of_float16_are_not_lost():
+    """dS is rounded before it is scaled by 1 / sum: of gradients of 1e-4 nothing would be left."""
+    q, k, v, grad = heads(SHAPES["text, 64"], 12, F16)
+    grad = grad * 1e-3
+    dq = kernels(q, k, v, grad, needs=IMAGE, saved=False)[1]
+    right = exact(q, k, v, grad)[1]
+    assert (dq.double() - right).norm() <= 2e-3 * right.norm()
