@@ -25,6 +25,10 @@ REGISTERS = 64
 #: one, whose loop ptxas unrolls so that four loads are under way.
 REGISTERS_OF_CHANNELS = 96
 
+#: Bytes of shared memory through which a block's warps exchange sums and the order of elements: of the
+#: 100 KB that the least multiprocessor has, so little that eight blocks fit.
+SHARED = 8192
+
 #: Those of a kernel of matrix products: all that a thread can have.
 PRODUCT_REGISTERS = 255
 
@@ -79,7 +83,7 @@ def form_of(variant: Variant) -> Form:
         label=variant.name.partition("-")[2].replace("@", ", warps "),
         threads=32 * variant.warps,
         registers=_registers(variant),
-        shared=SHARED_OF_BLOCK if tiles else 2048,
+        shared=SHARED_OF_BLOCK if tiles else SHARED,
         stream=stream,
         tiles=tiles,
         instructions=INSTRUCTIONS.get(variant.name.partition("@")[0]),

@@ -58,7 +58,10 @@ def test_the_contract_tests_keep_to_one_device() -> None:
     if backend("cpu").missing:
         pytest.skip(backend("cpu").missing)
     out = pytest_of_ops(
-        "-p", "pretended_gpu", "-k", "cpu and not compile and not test_torch_library"
+        "-p",
+        "pretended_gpu",
+        "-k",
+        "cpu and not compile and not test_torch_library and not conv3x3 and not geglu",
     )
     passed = re.search(r"(\d+) passed", out)
     assert passed is not None

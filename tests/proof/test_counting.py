@@ -148,10 +148,10 @@ def test_a_byte_too_few_is_a_failure(counted: Count) -> None:
 def test_an_op_that_no_benchmark_calls_is_a_failure(
     counted: Count, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(BACKEND.ops, "attention", lambda: None)  # type: ignore[arg-type]
+    monkeypatch.setitem(BACKEND.ops, "invented", lambda: None)  # type: ignore[arg-type]
     found = list(failures([counted]))
     assert (
-        "op attention of the CUDA backend is called by no benchmark: its bytes are not counted"
+        "op invented of the CUDA backend is called by no benchmark: its bytes are not counted"
         in found
     )
     assert not any("op q_sample " in text for text in found)
@@ -169,7 +169,9 @@ def test_a_promise_is_held_to(counted: Count, monkeypatch: pytest.MonkeyPatch) -
 def test_every_op_moves_what_it_must_and_no_more(emulator: None) -> None:
     found = counting.examine()
     assert found.failures == []
-    assert {c.case.op for c in found.counts} >= {op.rstrip("_") for op in BACKEND.ops}
+    assert {c.case.op for c in found.counts} >= {
+        op.rstrip("_") for op in set(BACKEND.ops) - set(counting.ELSEWHERE)
+    }
     for c in found.counts:
         if c.case.op != "image_scale":  # where eager has one operator, too
             assert c.eager.bytes > 2.4 * c.own.bytes

@@ -47,7 +47,7 @@ def test_attention_agrees_with_its_definition():
 @pytest.mark.slow
 def test_contracts_of_the_ops():
     """The contract tests of tests/ops, few examples each: an interpreted call takes 0.1 s."""
-    files = ("attention", "pgd_step", "q_sample", "denoising_loss", "quantize")
+    files = ("pgd_step", "q_sample", "denoising_loss", "quantize")
     slow = "every_dtype or unbiased or large_images or bad_arguments"
     interpret(
         40,
