@@ -10,7 +10,7 @@ import types
 
 import pytest
 import torch
-from cases import BF16, F16, F32, F64, FLOATS, same_bits
+from cases import BF16, F16, F32, F64, FLOATS, here, same_bits
 from torch import Tensor
 from torch.library import opcheck
 
@@ -53,12 +53,16 @@ LAYOUTS = ("[B, H, N, D]", "[B, N, H, D]", "a slice of one projection", "expande
 def tensor(b: int, h: int, n: int, d: int, seed: int, dtype=F32, layout="[B, N, H, D]") -> Tensor:
     g = torch.Generator().manual_seed(seed)
     if layout == "[B, H, N, D]":
-        return torch.randn(b, h, n, d, generator=g).to(dtype)
+        return here(torch.randn(b, h, n, d, generator=g, device="cpu")).to(dtype)
     if layout == "a slice of one projection":
-        return torch.randn(b, n, 3, h, d, generator=g).to(dtype)[:, :, 1].transpose(1, 2)
+        return (
+            here(torch.randn(b, n, 3, h, d, generator=g, device="cpu"))
+            .to(dtype)[:, :, 1]
+            .transpose(1, 2)
+        )
     if layout == "expanded":
-        return torch.randn(1, 1, n, d, generator=g).to(dtype).expand(b, h, n, d)
-    return torch.randn(b, n, h, d, generator=g).to(dtype).transpose(1, 2)
+        return here(torch.randn(1, 1, n, d, generator=g, device="cpu")).to(dtype).expand(b, h, n, d)
+    return here(torch.randn(b, n, h, d, generator=g, device="cpu")).to(dtype).transpose(1, 2)
 
 
 def operands(shape, dtype=F32, layout="[B, N, H, D]", seed=0) -> list[Tensor]:
@@ -79,19 +83,19 @@ def biases(shape, kind: str) -> Tensor | None:
         bias[..., m // 2 + 1 :] = -INF
         return bias
     if kind == "a number a score":
-        bias = torch.randn(b, h, n, m, generator=g)
+        bias = here(torch.randn(b, h, n, m, generator=g, device="cpu"))
         bias[:, :, : n // 3, m // 2 :] = -INF
         return bias
     if kind == "a number a query":
-        return torch.randn(1, h, n, 1, generator=g)
+        return here(torch.randn(1, h, n, 1, generator=g, device="cpu"))
     if kind == "a number":
         return torch.full((), 3.0)
     if kind == "[N, M]":
-        return torch.randn(m, n, generator=g).t()
+        return here(torch.randn(m, n, generator=g, device="cpu")).t()
     if kind == "half":
-        return torch.randn(b, 1, n, m, generator=g).to(BF16)
+        return here(torch.randn(b, 1, n, m, generator=g, device="cpu")).to(BF16)
     if kind == "mask":
-        return torch.rand(1, 1, n, m, generator=g) < 0.6
+        return here(torch.rand(1, 1, n, m, generator=g, device="cpu")) < 0.6
     assert kind == "nothing to attend to"
     mask = torch.ones(b, 1, n, m, dtype=torch.bool)
     mask[:, :, ::2] = False
