@@ -25,7 +25,7 @@ from types import ModuleType
 
 from . import cache as kept
 from .chips import REGISTERS
-from .form import Form, Products, Sizes, Stream
+from .form import FLASH_ATTENTION_2, Form, Products, Sizes, Stream
 from .machine_code import Code, read, run
 
 ROOT = Path(__file__).parents[2]
@@ -194,9 +194,6 @@ def _step_images(delta: str, original: str, gradient: str) -> Gate:
     return Gate(streams("Flat<8>", loads=[delta, original, gradient], stores=[delta, gradient]))
 
 
-#: Warp instructions a pair of query and key in the main loops of FlashAttention-2's backward, as it
-#: is shipped in PyTorch's CUDA wheel for sm_80: by head dim. It pads 40 to 64 and 80 to 96.
-FLASH_ATTENTION_2 = {64: 0.75, 96: 0.94, 128: 1.20}
 #: What we allow ourselves for dq alone, which is three products of five.
 ONLY_DQ = {40: 0.45, 64: 0.65 * 0.75, 80: 0.60, 128: 0.65 * 1.20}
 

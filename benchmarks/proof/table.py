@@ -9,7 +9,7 @@ from .chips import CHIPS, CLASSES, MULTIPROCESSORS, Chip, by_class
 from .counting import Count, Counting
 from .examine import Entry, Examination
 from .expected import EXPECTED, Expected
-from .form import pairs_cost
+from .form import FLASH_ATTENTION_2, pairs_cost
 from .machine_code import PRODUCTS
 
 Row = Sequence[str]
@@ -202,11 +202,6 @@ def counts(found: Counting) -> list[Row]:
     return [COUNTS, *map(_count, found.counts)]
 
 
-#: Head dim -> warps' instructions a pair of FlashAttention-2's whole backward, as shipped in PyTorch's
-#: CUDA wheel, counted in the same way on sm_80: it has 64, 96 and 128, and pads the others to them.
-FLASH_ATTENTION_2 = {40: 0.75, 64: 0.75, 80: 0.94, 128: 1.20}
-
-
 def tile_products(found: Examination, architecture: str = "80") -> list[Row]:
     """A row a form of a kernel of matrix products whose turns are over tiles."""
     rows: list[Row] = [
@@ -217,10 +212,10 @@ def tile_products(found: Examination, architecture: str = "80") -> list[Row]:
         each = pairs_cost(entry.form, entry.code)
         if entry.architecture != architecture or each is None:
             continue
-        theirs = next(
-            (n for dim, n in FLASH_ATTENTION_2.items() if f"-{dim}-" in f"-{entry.form.label}-"),
-            None,
-        )
+        theirs = None
+        if entry.form.kernel.endswith(("_dq", "_dkdv")):
+            dim = int(entry.form.label.split("-")[1])  # heads-<dim>-<keys>-...
+            theirs = next((n for padded, n in FLASH_ATTENTION_2.items() if dim <= padded), None)
         share = entry.code.count(*PRODUCTS) / entry.code.turn
         rows.append(
             (

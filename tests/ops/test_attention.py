@@ -16,11 +16,11 @@ from torch.library import opcheck
 
 from udp_fast import explain
 from udp_fast.backends import dispatch, preference
+from udp_fast.backends.outputs import ONE_TILE
 from udp_fast.backends.reference.attention import attention as definition
 from udp_fast.backends.reference.attention import attention_backward as definition_backward
 from udp_fast.backends.registry import backend
 from udp_fast.ops import attention
-from udp_fast.ops.attention import ONE_TILE
 
 INF = math.inf
 OPS = torch.ops.udp_fast

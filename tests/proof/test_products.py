@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from benchmarks.proof import cuda
-from benchmarks.proof.form import Form, Products, failures
+from benchmarks.proof.form import FLASH_ATTENTION_2, Form, Products, failures
 from benchmarks.proof.machine_code import Code
 
 #: 16 queries by 8 keys at head dim 64: S, dP and dS k, and what else a pair needs.
@@ -67,5 +67,5 @@ def test_the_two_kernels_together_stay_below_flash_attention(dim: int) -> None:
     ]
     limits = [form.products.limit for form in forms if form.products is not None]
     assert sum(limit for limit in limits if limit is not None) == pytest.approx(
-        cuda.FLASH_ATTENTION_2[dim]
+        FLASH_ATTENTION_2[dim]
     )

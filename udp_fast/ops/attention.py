@@ -9,7 +9,7 @@ and backward, with dO the gradient of out (Dao et al. 2022, "FlashAttention", ap
 
 Protection differentiates with respect to the image. Where the keys come from a text they depend on
 no image, so dq alone is wanted: three products (q kᵀ, dO vᵀ, dS k) in place of five, and where all
-keys fit one tile (`ONE_TILE`) nothing is saved but q, k and v, for a row's softmax and δ are formed
+keys fit one tile (`outputs.ONE_TILE`) nothing is saved but q, k and v, for a row's softmax and δ are formed
 again from what the kernel holds anyway. Otherwise P is formed again from the saved logarithm of
 each row's sum of exponentials, lse_i = log Σ_j exp S_ij, and δ_i = Σ_d dO_id out_id.
 
@@ -27,10 +27,8 @@ import torch
 from torch import Tensor
 
 from ..backends import dispatch
+from ..backends.outputs import gradients, needs_no_statistics
 from . import validation as check
-
-#: Up to so many keys a backward for dq alone gets neither out nor lse.
-ONE_TILE = 128
 
 Needs = tuple[bool, bool, bool]
 
@@ -41,7 +39,7 @@ torch.library.define(
     "(Tensor q, Tensor k, Tensor v, Tensor? bias, float scale, bool need_lse)"
     " -> (Tensor out, Tensor lse)",
 )
-# out and lse are absent only where needs is dq alone and there are at most ONE_TILE keys. dq, dk, dv
+# out and lse are absent only where `needs_no_statistics`. dq, dk, dv
 # have the strides' order of q, k, v; size 0 where not needed.
 torch.library.define(
     "udp_fast::attention_backward",
@@ -74,20 +72,11 @@ def _fake(
 def _fake_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (
-        torch.empty_like(x) if needed else x.new_empty((0,))
-        for x, needed in zip((q, k, v), args[-1], strict=True)
-    )
-    return dq, dk, dv
+    return gradients(args[-1], (q, k, v))
 
 
 torch.library.register_fake("udp_fast::attention", _fake)
 torch.library.register_fake("udp_fast::attention_backward", _fake_backward)
-
-
-def _recomputes(needs: Sequence[bool], keys: int) -> bool:
-    """Whether the backward needs neither out nor lse."""
-    return keys <= ONE_TILE and not (needs[1] or needs[2])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -108,7 +97,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, _grad_lse: Tensor | None) -> tu
     compute: Any = torch.ops.udp_fast.attention_backward
     if check.is_plain(grad_out, q, k, v, bias):
         compute = _attention_backward
-    if _recomputes(needs, k.shape[2]):
+    if needs_no_statistics(needs, k.shape[2]):
         rest = [None, None]
     elif not rest:  # only a caller of the op itself, who did not foresee these gradients
         rest = list(torch.ops.udp_fast.attention(q, k, v, bias, ctx.scale, True))
@@ -247,7 +236,7 @@ def attention(
         needs = _check_needs(needs)
         q, k, v = (x if needed else x.detach() for x, needed in zip((q, k, v), needs, strict=True))
     wanted = [torch.is_grad_enabled() and x.requires_grad for x in (q, k, v)]
-    need_lse = any(wanted) and not _recomputes(wanted, k.shape[2])
+    need_lse = any(wanted) and not needs_no_statistics(wanted, k.shape[2])
     attend: Any
     if not check.is_eager(q, k, v, bias):
         attend = torch.ops.udp_fast.attention
@@ -263,6 +252,6 @@ def backward_arguments(forward: tuple[Any, ...], needs: Sequence[bool]) -> tuple
     tensors of the right dtypes, shapes and devices that hold no result."""
     q, k, v, bias, scale, _ = forward
     out, lse = None, None
-    if not _recomputes(needs, k.shape[2]):
+    if not needs_no_statistics(needs, k.shape[2]):
         out, lse = _fake(q, k, v, bias, scale, True)
     return q, q, k, v, bias, out, lse, scale, list(needs)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..backends import dispatch
+from ..backends.outputs import gradients
 from . import validation as check
 
 torch.library.define(
@@ -79,11 +80,7 @@ def _fake_backward(
     act: str | None,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dx, dweight, dbias = (
-        torch.empty_like(value) if needed and value is not None else x.new_empty((0,))
-        for needed, value in zip(needs, (x, weight, bias), strict=True)
-    )
-    return dx, dweight, dbias
+    return gradients(needs, (x, weight, bias))
 
 
 torch.library.register_fake("udp_fast::group_norm_silu", _fake)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..outputs import gradients
 from .native import DTYPES, module
 
 #: Address, dtype, and strides of image, head and row in elements.
@@ -85,10 +86,7 @@ def attention_backward(
     scale: float,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (
-        torch.empty_like(x) if needed else x.new_empty((0,))
-        for x, needed in zip((q, k, v), needs, strict=True)
-    )
+    dq, dk, dv = gradients(needs, (q, k, v))
     if q.numel() == 0 or k.numel() == 0:
         return dq.zero_(), dk.zero_(), dv.zero_()
     to_bias, bias_ = _bias(bias, k.shape[2])

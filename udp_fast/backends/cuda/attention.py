@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..outputs import gradients, needs_no_statistics
 from . import native
 
 #: Head dims that the kernels are compiled for; the last not for the backward with many keys.
 DIMS = (40, 64, 80, 128, 160)
-#: Keys that one tile holds: dq alone then needs nothing of the forward.
-ONE_TILE = 128
 
 #: Address, and strides of batch, head and row in elements.
 Heads = tuple[int, int, int, int]
@@ -29,7 +28,7 @@ def not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
         q, k, _v, bias, scale, _need_lse = args
     else:
         _grad_out, q, k, _v, bias, _out, _lse, scale, needs = args
-        if not _in_one_tile(k, needs):
+        if not needs_no_statistics(needs, k.shape[2]):
             dims = DIMS[:-1]
     found = []
     if q.dtype not in (torch.float16, torch.bfloat16):
@@ -89,10 +88,7 @@ def attention_backward(
     scale: float,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (
-        torch.empty_like(x) if needed else x.new_empty((0,))
-        for x, needed in zip((q, k, v), needs, strict=True)
-    )
+    dq, dk, dv = gradients(needs, (q, k, v))
     if not any(needs) or q.numel() == 0 or k.numel() == 0:
         return dq.zero_(), dk.zero_(), dv.zero_()
     grad_out, q, k, v = map(_aligned, (grad_out, q, k, v))
@@ -103,7 +99,7 @@ def attention_backward(
     operands = [_heads(x) for x in (grad_out, q, k, v)]
     with native.stream_of(q) as stream:
         module = native.module()
-        if _in_one_tile(k, needs):
+        if needs_no_statistics(needs, k.shape[2]):
             module.attention_one_tile(shape, *operands, _bias(bias), to[0], stream)
         else:
             assert out is not None
@@ -124,10 +120,6 @@ def attention_backward(
             if needed:
                 native.deliver(written, x)
     return dq, dk, dv
-
-
-def _in_one_tile(k: Tensor, needs: Sequence[bool]) -> bool:
-    return k.shape[2] <= ONE_TILE and not (needs[1] or needs[2])
 
 
 def _shape(q: Tensor, k: Tensor, scale: float) -> Shape:

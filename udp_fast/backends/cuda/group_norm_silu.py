@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..channel_order import dense, laid_like, shape_of, strides
+from ..outputs import gradients
 from . import native
 
 
@@ -79,15 +80,13 @@ def group_norm_silu_backward(
     act: str | None,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dx, dweight, dbias = (  # of a vector it is contiguous
-        torch.empty_like(value) if needed and value is not None else None
-        for needed, value in zip(needs, (x, weight, bias), strict=True)
-    )
-    wanted = [g for g in (dx, dweight, dbias) if g is not None]
+    found = gradients(needs, (x, weight, bias))  # of a vector it is contiguous
     if x.numel() == 0:
-        for g in wanted:
+        for g in found:
             g.zero_()
-    elif wanted:
+        return found
+    dx, dweight, dbias = (g if g.numel() else None for g in found)
+    if any(g.numel() for g in found):
         # A gradient of another dtype than x's: both in float32, which loses nothing of either.
         shape, read = shape_of(x), dense(x if grad_y.dtype == x.dtype else x.float())
         grad = laid_like(read, grad_y)
@@ -115,9 +114,4 @@ def group_norm_silu_backward(
             )
             if dx is not None:
                 native.deliver(written, dx)
-    none = x.new_empty((0,))
-    return (
-        none if dx is None else dx,
-        none if dweight is None else dweight,
-        none if dbias is None else dbias,
-    )
+    return found

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..outputs import in_strides_of
+
 _aten: Any = torch.ops.aten
 
 
@@ -66,13 +68,7 @@ def attention(
         lse = lse.contiguous()
     else:
         lse = q.new_empty((0,), dtype=torch.float32)
-    return _like(q, out), lse
-
-
-def _like(x: Tensor, value: Tensor) -> Tensor:
-    """``value`` in x's order of strides."""
-    result = torch.empty_like(x)
-    return value if value.stride() == result.stride() else result.copy_(value)
+    return in_strides_of(q, out), lse
 
 
 def attention_backward(
@@ -113,7 +109,7 @@ def attention_backward(
                 scale=scale,
             )
     dq, dk, dv = (
-        _like(x, grad) if needed else x.new_empty((0,))
+        in_strides_of(x, grad) if needed else x.new_empty((0,))
         for x, grad, needed in zip((q, k, v), grads, needs, strict=False)
     )
     return dq, dk, dv

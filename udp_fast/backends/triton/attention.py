@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..outputs import gradients
 from .attention_few_keys import attention_few_keys_dq_kernel
 from .attention_many_keys import (
     attention_dkdv_kernel,
@@ -225,10 +226,7 @@ def attention_backward(
     scale: float,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (
-        torch.empty_like(x) if needed else x.new_empty((0,))
-        for x, needed in zip((q, k, v), needs, strict=True)
-    )
+    dq, dk, dv = gradients(needs, (q, k, v))
     if q.numel() == 0 or k.numel() == 0:
         return dq.zero_(), dk.zero_(), dv.zero_()
     grad_out = _with_rows(grad_out)

@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..channel_order import dense, laid_like, shape_of, strides
+from ..outputs import gradients
 from . import sums
 from .floats import exp2, fma, narrow, product, reciprocal, widen
 from .launch import DEFAULT, float32, launch, launch_sums
@@ -752,22 +753,15 @@ def group_norm_silu_backward(
     act: str | None,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dx, dweight, dbias = (  # of a vector it is contiguous
-        torch.empty_like(value) if needed and value is not None else None
-        for needed, value in zip(needs, (x, weight, bias), strict=True)
-    )
-    wanted = [g for g in (dx, dweight, dbias) if g is not None]
+    found = gradients(needs, (x, weight, bias))  # of a vector it is contiguous
     if x.numel() == 0:
-        for g in wanted:
+        for g in found:
             g.zero_()
-    elif wanted:
+        return found
+    dx, dweight, dbias = (g if g.numel() else None for g in found)
+    if any(g.numel() for g in found):
         _differentiate(grad_y, x, mean, rstd, weight, bias, num_groups, act, dx, dweight, dbias)
-    none = x.new_empty((0,))
-    return (
-        none if dx is None else dx,
-        none if dweight is None else dweight,
-        none if dbias is None else dbias,
-    )
+    return found
 
 
 def _differentiate(
