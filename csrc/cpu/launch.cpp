@@ -101,15 +101,19 @@ void set_levels(const Schedule& s, int64_t images, std::vector<float>& signal,
 
 }  // namespace
 
-bool worth_streaming(const Shape& shape, const Operand& out) {
+// The last cache, as far as it can be counted on: a virtual machine may report the whole socket's,
+// hundreds of megabytes, to guests that have a slice of it.
+static int64_t dependable_cache() {
+    constexpr int64_t most = int64_t{32} << 20;
 #if defined(_SC_LEVEL3_CACHE_SIZE)
-    static const int64_t cache = [] {
-        const int64_t size = sysconf(_SC_LEVEL3_CACHE_SIZE);
-        return size > 0 ? size : int64_t{32} << 20;
-    }();
-#else
-    static const int64_t cache = int64_t{32} << 20;
+    const int64_t size = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    if (size > 0 && size < most) return size;
 #endif
+    return most;
+}
+
+bool worth_streaming(const Shape& shape, const Operand& out) {
+    static const int64_t cache = dependable_cache();
     return shape.images * shape.channels * shape.pixels * size_of(out.type) > cache / 4;
 }
 
