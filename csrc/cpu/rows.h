@@ -57,12 +57,16 @@ UDP_HD void choose(bool which, Body body) {
     }
 }
 
-// body(i, Full or Part) for the groups of sixteen in 0 .. n.
+// body(i, Full or Part) for the groups of sixteen in begin .. end.
+template <class Body>
+UDP_HD void for_lanes(int64_t begin, int64_t end, Body body) {
+    int64_t i = begin;
+    for (; i + 16 <= end; i += 16) body(i, Full{});
+    if (i < end) body(i, Part{end - i});
+}
 template <class Body>
 UDP_HD void for_lanes(int64_t n, Body body) {
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) body(i, Full{});
-    if (i < n) body(i, Part{n - i});
+    for_lanes(0, n, body);
 }
 
 UDP_HD double total(const Sums& sums) {

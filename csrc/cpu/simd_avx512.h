@@ -170,6 +170,12 @@ UDP_HD F load16(const uint8_t* p) {
 UDP_HD __m256i to_float16(F a) {
     return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT);
 }
+// The upper halves of 32-bit words: one permutation instead of a shift and a narrowing.
+UDP_HD __m256i upper_halves(__m512i a) {
+    const __m256i odd =
+        _mm256_setr_epi16(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    return _mm512_castsi512_si256(_mm512_permutexvar_epi16(_mm512_castsi256_si512(odd), a));
+}
 // bfloat16_bits in ../math/half.h, with masks: a NaN's sum is replaced by the quiet NaN, whose
 // upper half a last 1 does not reach.
 UDP_HD __m256i to_bfloat16(F a) {
@@ -179,7 +185,7 @@ UDP_HD __m256i to_bfloat16(F a) {
     __m512i r = _mm512_mask_add_epi32(_mm512_set1_epi32(0x7fc00000), number, bits,
                                       _mm512_set1_epi32(0x7fff));
     r = _mm512_mask_add_epi32(r, odd, r, _mm512_set1_epi32(1));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
+    return upper_halves(r);
 }
 UDP_HD __m128i to_bytes(F a) {
     return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v));

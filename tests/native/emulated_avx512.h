@@ -210,8 +210,15 @@ inline Words cvtepu8_epi32(__m128i a) {
     const auto byte = bits<Vector<uint8_t, 16>>(a);
     return E_WORDS(byte.v[i]);
 }
-inline __m256i cvtepi32_epi16(Words a) {
-    return bits<__m256i>(each<Vector<uint16_t, 16>>([=](unsigned i) { return a.v[i]; }));
+inline Words castsi256_si512(__m256i a) {
+    return bits<Words>(Vector<__m256i, 2>{{a, _mm256_undefined_si256()}});
+}
+inline __m256i castsi512_si256(Words a) {
+    return bits<Vector<__m256i, 2>>(a).v[0];
+}
+inline Words permutexvar_epi16(Words index, Words a) {
+    const auto from = bits<Vector<uint16_t, 32>>(a), at = bits<Vector<uint16_t, 32>>(index);
+    return bits<Words>(each<Vector<uint16_t, 32>>([=](unsigned i) { return from.v[at.v[i] & 31]; }));
 }
 inline __m128i cvtepi32_epi8(Words a) {
     return bits<__m128i>(each<Vector<uint8_t, 16>>([=](unsigned i) { return a.v[i]; }));
@@ -304,7 +311,9 @@ inline Floats shuffle_ps(Floats a, Floats b, unsigned how) {
 #define _mm512_cvtps_epi32 emulated::cvtps_epi32
 #define _mm512_cvtepu16_epi32 emulated::cvtepu16_epi32
 #define _mm512_cvtepu8_epi32 emulated::cvtepu8_epi32
-#define _mm512_cvtepi32_epi16 emulated::cvtepi32_epi16
+#define _mm512_castsi256_si512 emulated::castsi256_si512
+#define _mm512_castsi512_si256 emulated::castsi512_si256
+#define _mm512_permutexvar_epi16 emulated::permutexvar_epi16
 #define _mm512_cvtepi32_epi8 emulated::cvtepi32_epi8
 #define _mm512_cvtph_ps emulated::cvtph_ps
 #define _mm512_cvtps_ph(a, mode) emulated::cvtps_ph(a)
