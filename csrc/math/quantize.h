@@ -13,9 +13,9 @@ UDP_HD float levels_in(float eps) {
 }
 
 template <class F>
-UDP_HD F bounded_byte(F original, F change, F levels) {  // change: a whole number
-    const F q = at_least(at_most(change, levels), F(0.0f) - levels);
-    return at_most(at_least(original + q, F(0.0f)), F(255.0f));
+UDP_HD F bounded_byte(F original, F change, F levels) {  // change: a whole number, or infinite
+    const F q = larger(smaller(change, levels), F(0.0f) - levels);
+    return smaller(larger(original + q, F(0.0f)), F(255.0f));
 }
 
 }  // namespace udp
