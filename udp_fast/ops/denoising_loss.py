@@ -107,13 +107,15 @@ def _gradients(ctx: Any, needs: tuple[bool, ...], factor: Tensor) -> tuple[Any, 
 
 def _scaled_if_need_be(grad: Tensor, factor: Tensor) -> Tensor:
     """The gradient times ``factor``, one for all images or [B]: itself, if nobody else needs it."""
+    alone = check.is_plain(grad, factor) and not _graph_is_kept()
+    if alone and _all_ones(factor):
+        return grad
     factors = factor.expand(grad.shape[:1])
-    if not check.is_plain(grad, factor) or _graph_is_kept():
+    if not alone:
         return image_scale(grad, factors)
-    if not _all_ones(factor):
-        image_scale_(grad, factors)
-        # Should the graph be kept after all, its next backward is an error and not a wrong result.
-        torch.autograd.graph.increment_version(grad)
+    image_scale_(grad, factors)
+    # Should the graph be kept after all, its next backward is an error and not a wrong result.
+    torch.autograd.graph.increment_version(grad)
     return grad
 
 
