@@ -79,11 +79,12 @@ def _backward(ctx: Any, grad_loss: Tensor, _grad_grad: Tensor | None) -> tuple[A
     # `grad` is dL/dpred of L = grad_scale * sum of the losses, which is what `denoising_loss` asks
     # backward for; only another use of the per-image losses leaves a factor to apply.
     factor = grad_loss / ctx.grad_scale if ctx.grad_scale else torch.zeros_like(grad_loss)
-    return _gradients(ctx, ctx.needs_input_grad, factor)
+    return _gradients(ctx, ctx.needs_input_grad, factor, is_ours=False)
 
 
-def _gradients(ctx: Any, needs: tuple[bool, ...], factor: Tensor) -> tuple[Any, ...]:
-    """For each input of the op; ``factor``, one for all images or [B], is what `grad` lacks."""
+def _gradients(ctx: Any, needs: tuple[bool, ...], factor: Tensor, is_ours: bool) -> tuple[Any, ...]:
+    """For each input of the op; ``factor``, one for all images or [B], is what `grad` lacks. `grad` may
+    be handed out, or changed, only if it is ours: it is an output of torch.library's op."""
     grad, t, table = ctx.saved_tensors
     needs_pred, needs_target, needs_x, _, _, needs_noise = needs[:6]
     target_dtype, x_dtype, noise_dtype = ctx.dtypes
@@ -101,13 +102,13 @@ def _gradients(ctx: Any, needs: tuple[bool, ...], factor: Tensor) -> tuple[Any, 
     if needs_noise and kind != "sample":
         dnoise = scaled(-a, noise_dtype)
     if needs_pred:  # last: it may change `grad`
-        dpred = _scaled_if_need_be(grad, factor)
+        dpred = _scaled_if_need_be(grad, factor, is_ours)
     return dpred, dtarget, dx, None, None, dnoise, None, None, None, None, None
 
 
-def _scaled_if_need_be(grad: Tensor, factor: Tensor) -> Tensor:
+def _scaled_if_need_be(grad: Tensor, factor: Tensor, is_ours: bool) -> Tensor:
     """The gradient times ``factor``, one for all images or [B]: itself, if nobody else needs it."""
-    alone = check.is_plain(grad, factor) and not _graph_is_kept()
+    alone = is_ours and check.is_plain(grad, factor) and not _graph_is_kept()
     if alone and _all_ones(factor):
         return grad
     factors = factor.expand(grad.shape[:1])
@@ -158,7 +159,7 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
         # Whatever the reduction: `grad_scale` is what it puts before the sum.
-        return None, *_gradients(ctx, ctx.needs_input_grad[1:], grad_loss)
+        return None, *_gradients(ctx, ctx.needs_input_grad[1:], grad_loss, is_ours=True)
 
 
 def _check_derived(
