@@ -193,6 +193,37 @@ void image_scale(const py::tuple& shape, const py::object& x, const py::tuple& s
     check("image_scale", error, words(s) + words("x", in));
 }
 
+void image_scale_in_place(const py::tuple& shape, const py::object& x, const py::tuple& scale,
+                          uintptr_t stream) {
+    const udp::Shape s = shape_of(shape);
+    const udp::Tensor in = operand(x);
+    const udp::PerImage factors = per_image(scale);
+    const int error = udp_image_scale_in_place(&s, &in, &factors, address<void>(stream));
+    check("image_scale_", error, words(s) + words("x", in));
+}
+
+std::string words(int64_t rows, int64_t columns, int type) {
+    static const char* const types[] = {"float32", "float16", "bfloat16"};
+    return std::to_string(rows) + " rows of twice " + std::to_string(columns) + " " + types[type];
+}
+
+// shape: (rows, columns of y)
+void geglu(const py::tuple& shape, int type, uintptr_t x, uintptr_t y, uintptr_t stream) {
+    const int64_t rows = shape[0].cast<int64_t>(), columns = shape[1].cast<int64_t>();
+    const int error = udp_geglu(rows, columns, type, address<const void>(x), address<void>(y),
+                                address<void>(stream));
+    check("geglu", error, words(rows, columns, type));
+}
+
+void geglu_backward(const py::tuple& shape, int type, uintptr_t gradient, uintptr_t x, uintptr_t dx,
+                    uintptr_t stream) {
+    const int64_t rows = shape[0].cast<int64_t>(), columns = shape[1].cast<int64_t>();
+    const int error =
+        udp_geglu_backward(rows, columns, type, address<const void>(gradient),
+                           address<const void>(x), address<void>(dx), address<void>(stream));
+    check("geglu_backward", error, words(rows, columns, type));
+}
+
 // (address, batch stride, head stride, row stride) or None
 udp::Heads heads_of(const py::object& object) {
     if (object.is_none()) return {};
@@ -296,6 +327,9 @@ PYBIND11_MODULE(_native_cuda, m) {
     m.def("attention_one_tile", &attention_one_tile);
     m.def("quantize", &quantize);
     m.def("image_scale", &image_scale);
+    m.def("image_scale_", &image_scale_in_place);
+    m.def("geglu", &geglu);
+    m.def("geglu_backward", &geglu_backward);
     m.def("pgd_step_workspace", [](const py::tuple& shape, int step, int norm) {
         const udp::Shape s = shape_of(shape);
         return udp_pgd_step_workspace(&s, step, norm);

@@ -40,6 +40,7 @@ _MODULES_16_BIT = (
     quantize,
     attention,
     group_norm_silu,
+    geglu,
 )
 
 

@@ -56,6 +56,52 @@ def forward(attend: Callable[..., Tensor], operands: Sequence[Tensor]) -> Callab
     return lambda: attend(*leaves)
 
 
+def composed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """From torch's operators, scores and probabilities in memory."""
+    return torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, -1) @ v
+
+
+def step(
+    attend: Callable[..., Tensor], operands: Sequence[Tensor], grad: Tensor, needs: int
+) -> Callable[[], object]:
+    """Forward, and the gradients of the first ``needs`` operands."""
+    leaves = [x.detach().requires_grad_(i < needs) for i, x in enumerate(operands)]
+    return lambda: torch.autograd.grad(attend(*leaves), leaves[:needs], grad)
+
+
+def counted_cases() -> Iterator[Case]:
+    """To be counted instead of timed: fewer rows, in bfloat16; numbers are for an element of q.
+
+    With dq alone each operand passes once in either direction. For dq, dk and dv two kernels need q, k, v
+    and dO, and the sums over rows of dO · O are taken before: of 12 tensors and two numbers a row, of
+    which each had to pass once, q, k, v and dO pass once more, and O and dO, for those sums, a third time.
+    """
+    h, n, d = 2, 256, 64
+    for name, m, needs, slack in (
+        ("to a text, dq alone, bfloat16", 77, 1, 1.025),
+        ("to itself, dq, dk, dv, bfloat16", n, 3, 1.45),
+    ):
+        operands = [
+            torch.randn(1, rows, h, d).to(torch.bfloat16).transpose(1, 2) for rows in (n, m, m)
+        ]
+        q, k, v = operands
+        grad = torch.randn_like(q)
+        statistics = h * n * 4 * 2 if needs > 1 else 0  # a logarithm for each row, kept and read
+        kept = size_of(q) if needs > 1 else 0
+        yield Case(
+            "attention",
+            name,
+            (1, h, n, m, d),
+            {
+                OURS: step(attention, operands, grad, needs),
+                "eager": step(composed, operands, grad, needs),
+            },
+            2 * size_of(*operands) + size_of(q, grad, *operands[:needs]) + statistics + kept,
+            slack=slack,
+            total=q.numel(),
+        )
+
+
 def cases(dtype: torch.dtype = torch.float32) -> Iterator[Case]:
     for kind, shapes in (("text", TEXT), ("self", SELF)):
         for name, (shape, bar) in shapes.items():

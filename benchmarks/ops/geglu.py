@@ -10,7 +10,7 @@ from torch import Tensor
 
 from udp_fast.ops import geglu
 
-from ..measure import OURS, Bar, Case, size_of
+from ..measure import OURS, Bar, Case, named, size_of
 
 
 def step(gate: Callable[[Tensor], Tensor], x: Tensor, dy: Tensor) -> Tensor:
@@ -23,16 +23,20 @@ def eager(x: Tensor) -> Tensor:
     return value * F.gelu(gate)
 
 
-def cases() -> Iterator[Case]:
-    if not torch.empty(0).is_cpu:
-        return  # torch itself serves this op on a GPU
-    x = torch.randn(1, 4096, 2560, requires_grad=True)
-    dy = torch.randn(1, 4096, 1280)
+def cases(dtype: torch.dtype = torch.float32) -> Iterator[Case]:
+    x = torch.randn(1, 4096, 2560, dtype=dtype).requires_grad_()
+    dy = torch.randn(1, 4096, 1280, dtype=dtype)
+    compiled = torch.compile(eager, dynamic=False)
     yield Case(
         "geglu",
-        "forward and backward",
+        named("forward and backward", dtype),
         tuple(x.shape),
-        {OURS: lambda: step(geglu, x, dy), "eager": lambda: step(eager, x, dy)},
+        {
+            OURS: lambda: step(geglu, x, dy),
+            "eager": lambda: step(eager, x, dy),
+            "compile": lambda: step(compiled, x, dy),
+        },
+        # Once x and y; once x, dy and dx.
         3 * size_of(x) + 2 * size_of(dy),
-        (Bar("eager", 2),),
+        (Bar("eager", 2),) if dtype == torch.float32 else (),
     )

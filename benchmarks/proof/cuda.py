@@ -55,7 +55,7 @@ class Gate:
     #: That should fit on a multiprocessor, and with them the registers of a thread; None: 8 blocks,
     #: or 5 where types are known only at run time, as walk.cuh has it.
     blocks: int | None = None
-    shared: int = 2048  # bytes of a block, at most
+    shared: int = 0  # bytes of a block, at most
     products: Products | None = None
     registers: int | None = None  # in place of what blocks allow
     dynamic: int = 0  # bytes of shared memory that a launch asks for
@@ -81,6 +81,10 @@ def gate(op: str, kernel: str) -> Callable[[Callable[..., Gate]], Callable[..., 
         return make
 
     return register
+
+
+#: Bytes through which a block of four warps adds up a float64.
+SUM = 4 * 8
 
 
 def streams(
@@ -113,19 +117,22 @@ def _loss(layout: str, t: str, source: str) -> Gate:
     reads = {given: [t, t], noise: [t], velocity: [t, t], stored: [t, t, t]}[source]
     typical = (t, source) == ("BFloat16", noise)
     stream = streams(layout, reads, stores=[t])
-    return Gate(stream, 36 if typical else None, draws=source in (noise, velocity))
+    draws = source in (noise, velocity)
+    return Gate(stream, 36 if typical else None, draws=draws, shared=SUM)
 
 
 @gate("denoising_loss", "loss_of_images")
 def _loss_of_images() -> Gate:
-    return Gate()
+    return Gate(shared=SUM)
 
 
 def _channelwise(blocks: int, t: str, channels: str, loads: int, stores: int) -> Gate:
-    """An Op of channels.cuh: 16 bytes of each operand at once, with sums in shared memory between
-    warps where a thread has several channels."""
+    """An Op of channels.cuh: 16 bytes of each operand at once. Where it sums, and a thread has several
+    channels, each of four warps leaves two floats for each channel of eight threads, and a count."""
     stream = streams(f"Flat<{16 // TYPES[t][1][0]}>", [t] * loads, [t] * stores)
-    return Gate(stream, blocks=8 if channels == "1" else blocks, shared=2048 + 16)
+    sums = stores == 0 and channels != "1"
+    shared = 4 * (8 * int(channels) * 2 * 4 + 4) if sums else 0
+    return Gate(stream, blocks=8 if channels == "1" else blocks, shared=shared)
 
 
 @gate("group_norm_silu", "Moments")
@@ -150,17 +157,38 @@ def _gradient(t: str, channels: str, silu: str) -> Gate:
 
 @gate("group_norm_silu", "group_moments")
 def _group_moments() -> Gate:
-    return Gate()
+    return Gate(shared=SUM)
 
 
 @gate("group_norm_silu_backward", "gradient_terms")
 def _gradient_terms() -> Gate:
-    return Gate()
+    return Gate(shared=SUM)
+
+
+def _columns(group: str, t: str, loads: int, stores: int) -> Gate:
+    """Groups of a row, or where those cannot be aligned one element at a time."""
+    stream = streams(f"Flat<{group}>", [t] * loads, [t] * stores) if group != "1" else None
+    return Gate(stream)
+
+
+@gate("geglu", "geglu_forward")
+def _geglu(t: str, group: str) -> Gate:
+    return _columns(group, t, loads=2, stores=1)
+
+
+@gate("geglu_backward", "geglu_backward")
+def _geglu_backward(t: str, group: str) -> Gate:
+    return _columns(group, t, loads=3, stores=2)
 
 
 @gate("image_scale", "Scale")
 def _scale(layout: str, t: str) -> Gate:
     return Gate(streams(layout, loads=[t], stores=[t]))
+
+
+@gate("image_scale_", "ScaleInPlace")
+def _scale_in_place(layout: str, t: str) -> Gate:
+    return _scale(layout, t)
 
 
 @gate("quantize", "Quantize")
@@ -181,12 +209,12 @@ def _pgd_step(layout: str, delta: str, original: str, gradient: str, masked: str
 def _square_sums(layout: str, of_stepped: str) -> Gate:
     stepped = of_stepped == "true"
     loads = ["Any<false>"] * (2 if stepped else 1)
-    return Gate(streams(layout, loads, stores=[], gathers=stepped), blocks=5)
+    return Gate(streams(layout, loads, stores=[], gathers=stepped), blocks=5, shared=SUM)
 
 
 @gate("pgd_step_", "finish_norms")
 def _finish_norms(of_stepped: str) -> Gate:
-    return Gate()
+    return Gate(shared=SUM)
 
 
 @gate("pgd_step_multi_", "step_images")

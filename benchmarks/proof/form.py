@@ -82,7 +82,7 @@ class Form:
     label: str
     threads: int  # of a block
     registers: int  # at most
-    shared: int = 2048  # bytes of a block, at most
+    shared: int = 0  # bytes of a block, at most
     stream: Stream | None = None  # absent: nothing is demanded of its loops
     instructions: float | None = None  # an element on sm_90, at most
     draws: bool = False  # random numbers

@@ -344,8 +344,18 @@ Counted in the calls of the benchmarks, for an element; nothing is estimated but
 
 {markdown(counts(counting))}
 
-A loss whose gradient arrives from autograd costs a second pass on a GPU: whether the factor that it
-brings is one stands in the GPU's memory, and looking would make the host wait.
+Attention's rows are for an element of q. Its forward and backward are counted together, for so few rows
+that keys and values weigh more than they do in a model; its operations are those of the products alone,
+as carried out: with padding (77 keys are 128 in the forward's tiles, 80 in the backward's), and with what
+is computed again (backward for dq, dk and dv seven products in two kernels, where five would be the least
+in one; three for dq alone). `scaled_dot_product_attention` would move what
+CUDA's column says for the text, and out and a logarithm a row more; *eager* has scores in memory.
+group_norm_silu reads x twice forward, and x and the gradient twice backward, since sums come first: 8
+passes where 5 would be the least. Of torch's normalisation one reading is counted, though it has two.
+
+The gradient of a loss is written by the forward. Whether the factor that autograd brings to the backward is
+one stands in the GPU's memory, where the host does not look: a launch is left (`image_scale_`), which moves
+nothing if it is, and 4 bytes of a bfloat16 element if it is not.
 
 ## Products of Triton's kernels
 

@@ -25,10 +25,6 @@ REGISTERS = 64
 #: one, whose loop ptxas unrolls so that four loads are under way.
 REGISTERS_OF_CHANNELS = 96
 
-#: Bytes of shared memory through which a block's warps exchange sums and the order of elements: of the
-#: 100 KB that the least multiprocessor has, so little that eight blocks fit.
-SHARED = 8192
-
 #: Those of a kernel of matrix products: all that a thread can have.
 PRODUCT_REGISTERS = 255
 
@@ -83,7 +79,7 @@ def form_of(variant: Variant) -> Form:
         label=variant.name.partition("-")[2].replace("@", ", warps "),
         threads=32 * variant.warps,
         registers=_registers(variant),
-        shared=SHARED_OF_BLOCK if tiles else SHARED,
+        shared=SHARED_OF_BLOCK if tiles else shared_of(variant),
         stream=stream,
         tiles=tiles,
         instructions=INSTRUCTIONS.get(variant.name.partition("@")[0]),
@@ -104,6 +100,27 @@ def _registers(variant: Variant) -> int:
         return PRODUCT_REGISTERS
     registers = REGISTERS if variant.vectorised or not variant.walks else 2 * REGISTERS
     return max(registers, REGISTERS_OF_CHANNELS) if "LAST" in variant.constants else registers
+
+
+def shared_of(variant: Variant) -> int:
+    """Bytes of shared memory that a block needs: none to pass over elements, as each is handled by the
+    thread that loaded it, and for what threads have to tell one another
+
+    - a number of eight bytes for each warp, to add up one number over the block,
+    - a number for each of a tile's rows, or where a thread keeps to its channels for each thread and
+      channel, to add up over a channel's threads,
+    - where no vectors are possible, a tile: elements are then loaded in one order, and drawn, added up
+      or divided into rows in another.
+    """
+    if not variant.walks:
+        return max(8 * variant.warps, 4 * variant.constants.get("ROWS", 0))
+    groups, width = variant.constants["GROUPS"], variant.constants["WIDTH"]
+    tile = 4 * groups * width
+    if not variant.vectorised:
+        return tile
+    if "LAST" in variant.constants and not variant.stored:
+        return 4 * 32 * variant.warps * width if variant.constants["LAST"] else 4 * groups
+    return 8 * variant.warps if variant.sums else 0
 
 
 @cache

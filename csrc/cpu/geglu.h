@@ -13,10 +13,7 @@ void geglu(const Geglu& a, int64_t row) {
     float* y = a.y + row * a.columns;
     for (int64_t c = 0; c < a.columns; c += 16) {
         const int64_t n = a.columns - c;
-        const F gate = load_some(gates + c, n);
-        F cdf, density;
-        normal_distribution<F, U>(gate, cdf, density);
-        store_some(y + c, load_some(values + c, n) * (gate * cdf), n);
+        store_some(y + c, gated<F, U>(load_some(values + c, n), load_some(gates + c, n)), n);
     }
 }
 
@@ -26,11 +23,11 @@ void geglu_backward(const Geglu& a, int64_t row) {
     float *d_values = a.y + row * 2 * a.columns, *d_gates = d_values + a.columns;
     for (int64_t c = 0; c < a.columns; c += 16) {
         const int64_t n = a.columns - c;
-        const F gate = load_some(gates + c, n), g = load_some(grad + c, n);
-        F cdf, density;
-        normal_distribution<F, U>(gate, cdf, density);
-        store_some(d_values + c, g * (gate * cdf), n);
-        store_some(d_gates + c, g * load_some(values + c, n) * fma(gate, density, cdf), n);
+        F d_value, d_gate;
+        gated_slopes<F, U>(load_some(grad + c, n), load_some(values + c, n),
+                           load_some(gates + c, n), d_value, d_gate);
+        store_some(d_values + c, d_value, n);
+        store_some(d_gates + c, d_gate, n);
     }
 }
 

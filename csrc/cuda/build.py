@@ -27,6 +27,7 @@ SOURCES = (
     "csrc/cuda/attention_backward.cu",
     "csrc/cuda/attention_one_tile.cu",
     "csrc/cuda/denoising_loss.cu",
+    "csrc/cuda/geglu.cu",
     "csrc/cuda/group_norm_silu.cu",
     "csrc/cuda/image_scale.cu",
     "csrc/cuda/pgd_step.cu",

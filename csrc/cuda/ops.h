@@ -119,6 +119,8 @@ int udp_quantize(const udp::Shape* shape, const udp::Tensor* value, const udp::T
 
 int udp_image_scale(const udp::Shape* shape, const udp::Tensor* x, const udp::PerImage* scale,
                     const udp::Tensor* out, void* stream);
+int udp_image_scale_in_place(const udp::Shape* shape, const udp::Tensor* x,
+                             const udp::PerImage* scale, void* stream);
 
 // All tensors have one type, and one layout: a channel's pixels are neighbours, or a pixel's
 // channels. mean, rstd: float [images, groups].
@@ -134,6 +136,13 @@ int udp_group_norm_silu_backward(const udp::Shape* shape, int64_t groups,
                                  const udp::Vector* bias, int silu, const udp::Tensor* dx,
                                  const udp::Vector* dweight, const udp::Vector* dbias,
                                  void* workspace, void* stream);
+
+// x: [rows, 2 * columns], the values and then the gates of a row; gradient and y: [rows, columns];
+// all of one type and dense, with at least one element. type: of DType's floats.
+int udp_geglu(int64_t rows, int64_t columns, int type, const void* x, void* y, void* stream);
+int udp_geglu_backward(int64_t rows, int64_t columns, int type, const void* gradient, const void* x,
+                       void* dx, void* stream);
+
 // lse: [batch, heads, queries], natural logarithm, or null.
 int udp_attention(const udp::AttentionShape* shape, const udp::Heads* q, const udp::Heads* k,
                   const udp::Heads* v, const udp::KeyBias* bias, const udp::Heads* out, float* lse,

@@ -176,8 +176,8 @@ template <>
 __device__ __forceinline__ float narrowed<float>(float a) {
     return a;
 }
-// Of whole numbers in [0, 255]: adding 2^23 leaves them in the low bits, without the conversion
-// unit.
+// Of numbers in [0, 255]: adding 2^23 leaves the nearest whole one in the low bits, without the
+// conversion unit.
 template <>
 __device__ __forceinline__ uint8_t narrowed<uint8_t>(float a) {
     return static_cast<uint8_t>(as_uint(a + 0x1p23f));

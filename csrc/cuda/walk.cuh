@@ -9,6 +9,8 @@
 //   operator()(at)   does elements from there: Full, a whole group; Part or Scattered, a few of one
 //   end_group()      called after a group's last
 //   end_chunk(index), end_row(image)   called by all threads of the block together
+// and, if a row may need nothing at all,
+//   leaves()         whether that is so
 #pragma once
 
 #include "launch.cuh"
@@ -83,6 +85,11 @@ __device__ __forceinline__ void for_groups_of_chunk(Body& body, uint32_t n, bool
     }
 }
 
+template <class Body, class = void>
+constexpr bool kMayLeave = false;
+template <class Body>
+constexpr bool kMayLeave<Body, std::void_t<decltype(&Body::leaves)>> = true;
+
 template <class Layout, class Op>
 __global__ void __launch_bounds__(kThreads, Op::kBlocks) for_groups(const Walk walk, const Op op) {
     constexpr uint32_t kGroup = Layout::kGroup;
@@ -90,6 +97,9 @@ __global__ void __launch_bounds__(kThreads, Op::kBlocks) for_groups(const Walk w
     for (int64_t r = blockIdx.y; r < walk.rows; r += gridDim.y) {
         const int64_t image = walk.channels == 1 ? r : r / walk.channels;
         auto body = op.row(image, r - image * walk.channels);
+        if constexpr (kMayLeave<decltype(body)>) {
+            if (body.leaves()) continue;
+        }
         int64_t head = 0, position = 0;
         bool wide = false;
         if constexpr (!std::is_same<Layout, Strided>::value) {

@@ -69,6 +69,20 @@ UDP_HD float reciprocal_nearly<float>(float a) {  // a and 1 / a normal
     return fmaf(fmaf(-a, y, 1.0f), y, y);  // Newton
 }
 #endif
+// The GPU's instruction alone: off by 2^-23 of itself, and right for infinities, which the step of
+// Newton's method above would turn into a NaN. Elsewhere it is exact.
+template <class F>
+UDP_HD F reciprocal_roughly(F a) {
+    return reciprocal(a);
+}
+#if defined(__CUDA_ARCH__)
+template <>
+UDP_HD float reciprocal_roughly<float>(float a) {  // a and 1 / a normal, or a infinite
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(a));
+    return y;
+}
+#endif
 UDP_HD float abs(float a) {
     return ::fabsf(a);
 }
@@ -131,6 +145,27 @@ UDP_HD float at_most(float a, float bound) {
 UDP_HD float at_least(float a, float bound) {
     return bound > a ? bound : a;
 }
+
+// The same of numbers alone: what they make of a NaN depends on the processor. For a GPU that is
+// one instruction instead of a comparison and a selection.
+template <class F>
+UDP_HD F smaller(F a, F b) {
+    return at_most(a, b);
+}
+template <class F>
+UDP_HD F larger(F a, F b) {
+    return at_least(a, b);
+}
+#if defined(__CUDA_ARCH__)
+template <>
+UDP_HD float smaller<float>(float a, float b) {
+    return ::fminf(a, b);
+}
+template <>
+UDP_HD float larger<float>(float a, float b) {
+    return ::fmaxf(a, b);
+}
+#endif
 
 // hi:lo = a * b. A lane type may leave rubbish above bit 31 of either.
 UDP_HD void multiply(uint32_t a, uint32_t b, uint32_t& hi, uint32_t& lo) {

@@ -346,6 +346,36 @@ class EmulatedModule(ModuleType):
             stream=stream,
         )
 
+    def geglu(self, shape: tuple[int, int], dtype: int, x: int, y: int, stream: int) -> None:
+        size = shape[0] * shape[1]
+        self._run(
+            "geglu",
+            *shape,
+            ctypes.c_int(dtype),
+            ctypes.c_void_p(x),
+            ctypes.c_void_p(y),
+            reads=[run_of(x, 2 * size, ITEM[dtype])],
+            writes=[],
+            fills=[run_of(y, size, ITEM[dtype])],
+            stream=stream,
+        )
+
+    def geglu_backward(
+        self, shape: tuple[int, int], dtype: int, gradient: int, x: int, dx: int, stream: int
+    ) -> None:
+        size = shape[0] * shape[1]
+        self._run(
+            "geglu",
+            *shape,
+            ctypes.c_int(dtype),
+            *map(ctypes.c_void_p, (gradient, x, dx)),
+            launcher="geglu_backward",
+            reads=[run_of(gradient, size, ITEM[dtype]), run_of(x, 2 * size, ITEM[dtype])],
+            writes=[],
+            fills=[run_of(dx, 2 * size, ITEM[dtype])],
+            stream=stream,
+        )
+
     def group_norm_silu_workspace(self, shape: Shape, groups: int) -> int:
         c = ctypes.byref(CShape(*shape))
         return self._size(
@@ -480,6 +510,19 @@ class EmulatedModule(ModuleType):
             reads=[region(x, shape), *numbers(scale, shape[0])],
             writes=[],
             fills=[region(out, shape)],
+            stream=stream,
+        )
+
+    def image_scale_(self, shape: Shape, x: Operand, scale: PerImage, stream: int) -> None:
+        self._run(
+            "image_scale",
+            ctypes.byref(CShape(*shape)),
+            tensor(x),
+            ctypes.byref(CPerImage(*scale)),
+            launcher="image_scale_in_place",
+            reads=numbers(scale, shape[0]),
+            writes=[region(x, shape)],
+            fills=[],
             stream=stream,
         )
 

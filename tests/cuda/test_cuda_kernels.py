@@ -423,6 +423,28 @@ def test_image_scale(dtype: torch.dtype, layout: str) -> None:
             assert_same(*both("image_scale", x, scale))
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+def test_image_scale_in_place_is_image_scale(dtype: torch.dtype, layout: str) -> None:
+    for shape in SHAPES:
+        x, scale = floats(shape, 1, dtype, layout), torch.linspace(1.0, 2.0, shape[0])
+        expected = CUDA.ops["image_scale"](x, scale)
+        CUDA.ops["image_scale_"](x, scale)
+        assert same_bits(x, expected)
+
+
+def test_an_image_whose_factor_is_one_is_left_alone(emulated: EmulatedModule) -> None:
+    emulated.seeds = (0,)
+    x = floats((2, 3, 64, 64), 1, BF16)
+    image = x[0].numel() * 2
+    for scale, moved in (([1.0, 1.0], 0), ([1.0, 3.0], 1), ([0.5, 3.0], 2)):
+        emulated.launches.clear()
+        CUDA.ops["image_scale_"](x, torch.tensor(scale))
+        (launch,) = emulated.launches
+        assert launch.unique_store_bytes == moved * image
+        assert launch.unique_load_bytes == moved * image + 2 * 4
+
+
 # --- images that take many chunks -----------------------------------------------------------------
 
 #: The first: just short of longer chunks for groups of four pixels of three channels, and beyond it

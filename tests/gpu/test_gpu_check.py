@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.gpu_check import __main__ as gpu_check
 from benchmarks.measure import COPY, Case, Result
+from udp_fast.backends.registry import backend
 
 
 @pytest.fixture
@@ -38,8 +39,11 @@ def test_a_dry_run_lists_every_case_with_every_provider(
 ) -> None:
     assert run(monkeypatch, "--dry-run") == 0
     out = capsys.readouterr().out
-    for op in ("pgd_step", "q_sample", "denoising_loss", "quantize"):
-        assert f"   {op}, " in out
+    listed = {line.strip().split(",")[0] for line in out.splitlines() if line[:3] == "   "}
+    for name in gpu_check.BACKENDS:
+        ops = {op.removesuffix("_").removesuffix("_backward") for op in backend(name).ops}
+        assert ops <= listed
+    assert "conv3x3" not in listed  # torch's there
     assert "fresh noise, bfloat16, 8×3×512×512: cuda, triton, eager, compile, copy" in out
     assert "-m gpu" in out
     assert list(without_gpu.iterdir()) == []

@@ -50,6 +50,10 @@ def calls(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[str, tup
             (other, value, mean, rstd, scale, shift, groups, act, needs),
         )
     yield "image_scale", (value, weight)
+    yield "image_scale_", (value, weight)
+    tokens = 2.0 * torch.randn(64 * shape[0], 2 * shape[-1]).to(dtype)
+    yield "geglu", (tokens,)
+    yield "geglu_backward", (torch.randn(64 * shape[0], shape[-1]).to(dtype), tokens)
     yield "quantize", (delta, image, eps, None, "delta", *unit)
     yield "quantize", (delta, image, eps, key, "delta", *unit)
     for step, norm in (("sign", "linf"), ("l2", "l2")):
@@ -69,7 +73,7 @@ def on(device: str, argument: Any) -> Any:
 def results(ops: Backend, device: str, op: str, arguments: tuple[Any, ...]) -> list[Tensor]:
     mine = [on(device, a) for a in arguments]
     found = ops.ops[op](*mine)
-    outputs = list(found) if isinstance(found, tuple) else [found]
+    outputs = [] if found is None else list(found) if isinstance(found, tuple) else [found]
     return [o.cpu() for o in ([mine[0], *outputs] if op.endswith("_") else outputs)]
 
 
@@ -87,6 +91,8 @@ def agree(got: Tensor, want: Tensor) -> None:
 
 def check(name: str, device: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     for op, arguments in calls(shape, dtype):
+        if device == "cpu" and backend(name).not_supported_reasons(op, arguments):
+            continue  # geglu in 16 bits, which the CPU kernels leave to the definition
         got = results(backend(name), device, op, arguments)
         want = results(REFERENCE, "cpu", op, arguments)
         assert len(got) == len(want)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -187,6 +188,50 @@ def test_backward_twice_and_upstream_factors(backend_name):
     pred.grad = None
     (3 * denoising_loss(pred, target)).backward()
     assert torch.allclose(pred.grad, 3 * once, rtol=1e-6)
+
+
+@pytest.fixture
+def unknown_factor(monkeypatch):
+    """As on a GPU, where nobody waits to see whether a factor is one."""
+    monkeypatch.setattr(sys.modules[denoising_loss.__module__], "_all_ones", lambda factor: False)
+
+
+@pytest.mark.parametrize("kind", ["explicit", "sample", "flow"])
+def test_a_factor_that_nobody_looks_at(backend_name, unknown_factor, kind):
+    """Forms with a second gradient, which must not see the first one's scaling in place."""
+    pred, other = (floats((2, 3, 6, 6), i).requires_grad_() for i in (0, 1))
+    options = {"explicit": {"target": other}, "sample": {"x": other, "prediction_type": "sample"}}
+    flow = {"x": other, "prediction_type": "flow", "noise": floats((2, 3, 6, 6), 2)}
+    for upstream in (1.0, 3.0):
+        loss = denoising_loss(pred, **options.get(kind, flow))
+        got = torch.autograd.grad(upstream * loss, (pred, other))
+        target = flow["noise"] - other if kind == "flow" else other
+        want = torch.autograd.grad(upstream * (pred - target).square().mean(), (pred, other))
+        for g, w in zip(got, want, strict=True):
+            assert torch.allclose(g, w, rtol=1e-5, atol=1e-8)
+
+
+def test_gradients_of_a_kept_graph_are_the_callers_own(backend_name, unknown_factor):
+    pred, target = floats((2, 3, 6, 6), 0).requires_grad_(), floats((2, 3, 6, 6), 1)
+    loss = denoising_loss(pred, target)
+    (first,) = torch.autograd.grad(loss, pred, retain_graph=True)
+    once = first.clone()
+    first.zero_()
+    three = torch.full_like(loss, 3.0)
+    (second,) = torch.autograd.grad(loss, pred, three, retain_graph=True)
+    (third,) = torch.autograd.grad(loss, pred, three)
+    assert not first.any()
+    assert torch.allclose(second, 3 * once, rtol=1e-6)
+    assert same_bits(second, third)
+
+
+def test_a_graph_that_is_kept_unnoticed_is_an_error(backend_name, unknown_factor, monkeypatch):
+    monkeypatch.setattr(sys.modules[denoising_loss.__module__], "_graph_is_kept", lambda: False)
+    pred = floats((2, 3, 6, 6), 0).requires_grad_()
+    loss = denoising_loss(pred, floats((2, 3, 6, 6), 1))
+    torch.autograd.grad(loss, pred, retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, pred)
 
 
 def test_without_grad_none_is_computed(backend_name):

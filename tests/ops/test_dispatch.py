@@ -12,9 +12,9 @@ import torch
 from cases import floats, images
 
 from udp_fast import explain, info
-from udp_fast.backends import dispatch, registry
+from udp_fast.backends import dispatch, preference, registry
 from udp_fast.backends.registry import NAMES, ORDER, backend
-from udp_fast.ops import noise_key, pgd_step_, q_sample, quantize
+from udp_fast.ops import conv3x3, noise_key, pgd_step_, q_sample, quantize
 
 MISSING = backend("cpu").missing
 needs_native = pytest.mark.skipif(bool(MISSING), reason=f"cpu: {MISSING}")
@@ -90,6 +90,25 @@ def test_strict_forbids_the_reference_unless_pinned(monkeypatch):
         call(floats((2, 3, 8, 8), 0).double())
     monkeypatch.setenv("UDP_FAST_BACKEND", "reference")
     call(floats((2, 3, 8, 8), 0).double())
+
+
+def test_torchs_own_convolution_is_no_fallback(monkeypatch):
+    monkeypatch.setenv("UDP_FAST_STRICT", "1")
+    x, weight = torch.ones(1, 4, 8, 8), torch.ones(4, 4, 3, 3)  # too few channels for our kernel
+    said = explain("conv3x3", x, weight)
+    assert said.chosen == "reference"
+    assert {c.backend: c.remark for c in said.candidates}["reference"] == "torch's convolution"
+    assert torch.equal(conv3x3(x, weight), torch.nn.functional.conv2d(x, weight, padding=1))
+
+
+def test_on_a_gpu_convolutions_are_cudnns():
+    class OnGPU:
+        is_cuda = True
+
+    for op in ("conv3x3", "conv3x3_dx"):
+        assert preference.remark("reference", op, (OnGPU(),)).endswith("on a GPU cuDNN's")
+        for name in ("cuda", "triton"):
+            assert op not in backend(name).ops
 
 
 @pytest.mark.parametrize(

@@ -164,15 +164,21 @@ def test_a_promise_is_held_to(counted: Count, monkeypatch: pytest.MonkeyPatch) -
     assert forgotten == "no benchmark is called q_sample, other"
 
 
+#: Of eager's bytes over ours, where that is not 2.4: one operator does the same; torch's normalisation
+#: counts as reading x once, though it cannot; and geglu has few operators to save.
+LEAST_RATIO = {"image_scale": 1.0, "group_norm_silu": 0.6, "geglu": 2.2}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETS, reason="kernels are interpreted, not compiled")
 def test_every_op_moves_what_it_must_and_no_more(emulator: None) -> None:
     found = counting.examine()
     assert found.failures == []
-    assert {c.case.op for c in found.counts} >= {
-        op.rstrip("_") for op in set(BACKEND.ops) - set(counting.ELSEWHERE)
-    }
+    names = {op.removesuffix("_").removesuffix("_backward") for op in BACKEND.ops}
+    assert {c.case.op for c in found.counts} == names
     for c in found.counts:
-        if c.case.op != "image_scale":  # where eager has one operator, too
-            assert c.eager.bytes > 2.4 * c.own.bytes
-            assert len(c.eager.names) > c.own.launches
+        assert c.eager.bytes >= LEAST_RATIO.get(c.case.op, 2.4) * c.ours.bytes * 0.9999, (
+            c.case.title
+        )
+        if c.case.op not in ("image_scale", "group_norm_silu"):
+            assert len(c.eager.names) > c.ours.launches, c.case.title

@@ -69,7 +69,7 @@ def both(op: str, *args, copied: int | None = None):
     for ops, device in ((BACKEND.ops, DEVICE), (TWIN.ops, "cpu")):
         mine = [on(device, a.clone() if i == copied else a) for i, a in enumerate(args)]
         out = ops[op](*mine)
-        out = out if isinstance(out, tuple) else (out,)
+        out = () if out is None else out if isinstance(out, tuple) else (out,)
         results.append([on("cpu", o) for o in (out if copied is None else (mine[copied], *out))])
     return results
 
@@ -289,6 +289,57 @@ def test_image_scale(dtype, layout):
 
 
 sample_options = rotate(SHAPES, FLOATS, ["diffusion", "flow"], [True, False])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_image_scale_in_place(dtype, layout):
+    layout = "contiguous" if layout == "expanded" else layout
+    for shape in (*SHAPES, (3, 3, 60, 70)):
+        x, scale = floats(shape, 3, dtype, layout), torch.linspace(1.0, 2.0, shape[0])
+        got, want = both("image_scale_", x, scale, copied=0)
+        agree(got[0], want[0])
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(
+    "shape", [(6, 32), (3, 5, 48), (3, 2560), (5, 74), (7, 6), (1, 2), (2, 2 * 9000)]
+)
+def test_geglu(shape, dtype):
+    """The exponential and the quotient are the GPU's own, so not bit for bit."""
+    x = 2.0 * floats(shape, 21, F32)
+    x, grad = x.to(dtype), floats((*shape[:-1], shape[-1] // 2), 22, dtype)
+    definition = backend("reference").ops
+    for op, args in (("geglu", (x,)), ("geglu_backward", (grad, x))):
+        got = on("cpu", BACKEND.ops[op](*(on(DEVICE, a) for a in args)))
+        exact = definition[op](*(a.double() for a in args))
+        assert got.dtype == dtype
+        rounding = 2e-6 if dtype == F32 else torch.finfo(dtype).eps
+        torch.testing.assert_close(got.double(), exact, rtol=rounding, atol=2e-6)
+        clear = exact.abs() > 1e-5
+        assert torch.equal(got.sign()[clear].double(), exact.sign()[clear])
+
+
+def test_geglu_takes_any_strides_and_a_gradient_of_another_dtype():
+    x, grad = floats((6, 5, 32), 23, BF16), floats((6, 5, 16), 24, F32)
+    turned = on(DEVICE, x.transpose(0, 1))
+    assert same_bits(BACKEND.ops["geglu"](turned), BACKEND.ops["geglu"](turned.contiguous()))
+    grad, x = on(DEVICE, grad), on(DEVICE, x)
+    got = BACKEND.ops["geglu_backward"](grad, x)
+    assert same_bits(got, BACKEND.ops["geglu_backward"](grad, x.float()).to(BF16))
+
+
+def test_geglu_keeps_poison_where_it_is():
+    x = floats((4, 48), 25, F32)
+    clean = BACKEND.ops["geglu"](on(DEVICE, x))
+    x[1, 3], x[2, 30], x[3, 40], x[3, 16] = math.nan, math.nan, math.inf, 3.0
+    y = BACKEND.ops["geglu"](on(DEVICE, x))
+    broken = torch.zeros(y.shape, dtype=torch.bool, device=DEVICE)
+    broken[1, 3] = broken[2, 6] = broken[3, 16] = True
+    assert y[1, 3].isnan()
+    assert y[2, 6].isnan()
+    assert y[3, 16] == math.inf
+    assert same_bits(y[~broken], clean[~broken])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -111,6 +111,24 @@ def test_the_kernels_of_a_norm_are_in_the_graph(gpu):
     assert not any(name.startswith("udp_fast") for name in called)
 
 
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_the_kernels_of_a_gated_unit_are_in_the_graph(gpu, dynamic):
+    def both(x, grad):
+        return OPS.geglu(x), OPS.geglu_backward(grad, x)
+
+    shapes = ShapeEnv()
+    with FakeTensorMode(shape_env=shapes):
+        rows: int | torch.SymInt = 24
+        if dynamic:
+            symbol = shapes.create_symbol(24, ConstantSource("rows"))
+            rows = shapes.create_symintnode(symbol, hint=24)
+        x, grad = (torch.empty((rows, n), dtype=BF16, device="cuda") for n in (64, 32))
+        traced = make_fx(dispatch_functionalize(both))(x, grad)
+    called = [str(node.target) for node in traced.graph.nodes if node.op == "call_function"]
+    assert called.count("triton_kernel_wrapper_functional") == 1 + 1
+    assert not any(name.startswith("udp_fast") for name in called)
+
+
 @pytest.mark.parametrize(
     ("dim", "keys", "needs", "launches"),
     [
@@ -170,6 +188,8 @@ def test_a_call_that_triton_does_not_take_stays_an_op(gpu, monkeypatch, device, 
         "gradient_sums-planes-bf16",
         "gradient_sums-channels-bf16",
         "channel_moments-planes-bf16",
+        "geglu-tokens-bf16",
+        "geglu_backward-tokens-f32",
     ],
 )
 def test_contraction_finds_nothing_to_contract(name, monkeypatch):

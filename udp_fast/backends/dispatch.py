@@ -140,7 +140,8 @@ def select(op: str, args: tuple[Any, ...]) -> Backend:
             else (f"UDP_FAST_BACKEND={pinned} pins a backend that cannot serve this call")
         )
         raise BackendError(refusal(op, args, headline))
-    if chosen.name == "reference" and pinned is None and _flag("UDP_FAST_STRICT"):
+    fallback = chosen.name == "reference" and op not in preference.TORCHS_OWN
+    if fallback and pinned is None and _flag("UDP_FAST_STRICT"):
         raise BackendError(
             refusal(op, args, "UDP_FAST_STRICT=1 forbids falling back to the reference")
         )

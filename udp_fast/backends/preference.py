@@ -1,6 +1,6 @@
 """Which of several backends that can serve a call should: where ours is not the first choice, and why.
 
-Attention has good kernels elsewhere, in torch (`scaled_dot_product_attention`, the backend sdpa) and
+Convolutions on a GPU are torch's, that is cuDNN's: there is no kernel of ours. Attention has good kernels elsewhere, in torch (`scaled_dot_product_attention`, the backend sdpa) and
 in xformers. Ours take a call only where that is justified:
 
 - On a GPU, for the backward with respect to q alone, which computes three of the five products and
@@ -36,6 +36,11 @@ class Measured:
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 FORWARD, BACKWARD = "attention", "attention_backward"
+
+#: Whose reference is no definition in steps but torch's own kernel: on a GPU cuDNN's, beside which
+#: there is none of ours, and on the CPU what serves the shapes that ours leave alone. So taking it is
+#: no fallback.
+TORCHS_OWN = frozenset(("conv3x3", "conv3x3_dx"))
 
 #: python -m benchmarks --only attention, UDP_FAST_BACKEND=cpu, UDP_FAST_CPU_ISA=avx512 or avx2; two
 #: cores of an AMD EPYC (Zen 4), torch 2.13. Torch used AVX-512 (and in bfloat16 its products) beside
@@ -103,6 +108,8 @@ def leaves(name: str, op: str, args: tuple[Any, ...]) -> bool:
 
 def remark(name: str, op: str, args: tuple[Any, ...]) -> str:
     """What there is to say about ``name`` and a call that it could serve; see `Candidate`."""
+    if op in TORCHS_OWN and name == "reference":
+        return "torch's convolution" + (", on a GPU cuDNN's" if args[0].is_cuda else "")
     if op not in (FORWARD, BACKWARD):
         return ""
     gradients = _gradients(op, args)

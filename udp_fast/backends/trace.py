@@ -22,6 +22,8 @@ OPS = {
     "attention": "attention",
     "attention_backward": "attention_backward",
     "denoising_loss": "denoising_loss",
+    "geglu": "geglu",
+    "geglu_backward": "geglu_backward",
     "group_norm_silu": "group_norm_silu",
     "group_norm_silu_backward": "group_norm_silu_backward",
     "image_scale": "image_scale",

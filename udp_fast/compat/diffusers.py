@@ -7,8 +7,9 @@ adapters stay what they were, and undoing it is giving the classes back.
 What the classes do for an image's gradient through a network whose weights are frozen:
 
 - a normalisation and its SiLU are one op, which saves its input alone;
-- 3×3 convolutions save nothing and, on the CPU, take a quarter of the multiplications; 1×1
-  convolutions are matrix products, which save nothing either;
+- 3×3 convolutions save nothing and, on the CPU, take a quarter of the multiplications (on a GPU they
+  stay torch's, that is cuDNN's); 1×1 convolutions are on the CPU matrix products, which save nothing
+  either, and on a GPU what they were;
 - a gated feed-forward saves its input alone;
 - attention computes the gradients that are wanted: for cross-attention to a text that of the
   queries alone, for which nothing but the queries is saved;
@@ -122,10 +123,10 @@ class UDPFoldedSiLU(nn.SiLU):
 class UDPGEGLU(GEGLU):  # type: ignore[misc]
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         hidden_states = self.proj(hidden_states)
-        if hidden_states.is_cpu and hidden_states.dtype == torch.float32:
-            return geglu(hidden_states)
-        values, gates = hidden_states.chunk(2, dim=-1)  # for which there is no kernel of ours yet
-        return values * self.gelu(gates)
+        if hidden_states.is_cpu and hidden_states.dtype != torch.float32:
+            values, gates = hidden_states.chunk(2, dim=-1)  # for which there is no kernel of ours
+            return values * self.gelu(gates)
+        return geglu(hidden_states)
 
 
 class UDPResnetBlock2D(ResnetBlock2D):  # type: ignore[misc]

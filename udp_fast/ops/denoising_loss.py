@@ -12,6 +12,12 @@ The target is given, or derived where it is used, so that neither noise nor targ
 with a, s as in `q_sample` and n the noise that `q_sample` drew from the same key. The gradient
 2 * w_b * (pred - target) / numel is written in the same pass, in pred's dtype; autograd's backward
 then has nothing left to compute when the upstream gradient is one. Losses accumulate in float64.
+
+On a GPU only the GPU knows whether it is one, so backward scales in place and leaves alone what has
+the factor one (`image_scale_`): a bfloat16 prediction with redrawn noise costs 4 bytes an element for
+loss and gradient, and 8 where there is a factor (a GradScaler's, say). A forward for the loss alone and
+a backward for the gradient alone would cost 6 in either case and draw the noise twice; with a target in
+memory, 10 against 6 and 10. Where the graph is kept for another backward, the gradient is copied.
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ from torch import Tensor
 from ..backends import dispatch
 from ..backends.reference.q_sample import coefficients
 from . import validation as check
-from .image_scale import image_scale
+from .image_scale import image_scale, image_scale_
 from .q_sample import check_noise
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
@@ -73,11 +79,12 @@ def _backward(ctx: Any, grad_loss: Tensor, _grad_grad: Tensor | None) -> tuple[A
     # `grad` is dL/dpred of L = grad_scale * sum of the losses, which is what `denoising_loss` asks
     # backward for; only another use of the per-image losses leaves a factor to apply.
     factor = grad_loss / ctx.grad_scale if ctx.grad_scale else torch.zeros_like(grad_loss)
-    return _gradients(ctx, ctx.needs_input_grad, factor)
+    return _gradients(ctx, ctx.needs_input_grad, factor, is_ours=False)
 
 
-def _gradients(ctx: Any, needs: tuple[bool, ...], factor: Tensor) -> tuple[Any, ...]:
-    """For each input of the op; ``factor``, one for all images or [B], is what `grad` lacks."""
+def _gradients(ctx: Any, needs: tuple[bool, ...], factor: Tensor, is_ours: bool) -> tuple[Any, ...]:
+    """For each input of the op; ``factor``, one for all images or [B], is what `grad` lacks. `grad` may
+    be handed out, or changed, only if it is ours: it is an output of torch.library's op."""
     grad, t, table = ctx.saved_tensors
     needs_pred, needs_target, needs_x, _, _, needs_noise = needs[:6]
     target_dtype, x_dtype, noise_dtype = ctx.dtypes
@@ -88,20 +95,41 @@ def _gradients(ctx: Any, needs: tuple[bool, ...], factor: Tensor) -> tuple[Any, 
 
     a, s = (1.0, 1.0) if kind != "v_prediction" else coefficients(table[t], "diffusion")
     dpred = dtarget = dx = dnoise = None
-    if needs_pred:
-        dpred = grad if _all_ones(factor) else scaled(1.0, grad.dtype)
     if needs_target:
         dtarget = scaled(-1.0, target_dtype)
     if needs_x and kind != "epsilon":
         dx = scaled(-1.0 if kind == "sample" else s, x_dtype)
     if needs_noise and kind != "sample":
         dnoise = scaled(-a, noise_dtype)
+    if needs_pred:  # last: it may change `grad`
+        dpred = _scaled_if_need_be(grad, factor, is_ours)
     return dpred, dtarget, dx, None, None, dnoise, None, None, None, None, None
+
+
+def _scaled_if_need_be(grad: Tensor, factor: Tensor, is_ours: bool) -> Tensor:
+    """The gradient times ``factor``, one for all images or [B]: itself, if nobody else needs it."""
+    alone = is_ours and check.is_plain(grad, factor) and not _graph_is_kept()
+    if alone and _all_ones(factor):
+        return grad
+    factors = factor.expand(grad.shape[:1])
+    if not alone:
+        return image_scale(grad, factors)
+    image_scale_(grad, factors)
+    # Should the graph be kept after all, its next backward is an error and not a wrong result.
+    torch.autograd.graph.increment_version(grad)
+    return grad
+
+
+def _graph_is_kept() -> bool:
+    """Whether the running backward leaves its saved tensors to another; of torch's own interface only
+    its compiler's checks ask so."""
+    kept: bool = torch._C._autograd._get_current_graph_task_keep_graph()
+    return kept
 
 
 def _all_ones(factor: Tensor) -> bool:
     """True when it is known, without waiting for a device, that there is nothing to scale."""
-    if not check.is_eager(factor) or not factor.is_cpu:
+    if not factor.is_cpu:
         return False
     return factor.item() == 1.0 if factor.dim() == 0 else bool((factor == 1).all())
 
@@ -131,7 +159,7 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
         # Whatever the reduction: `grad_scale` is what it puts before the sum.
-        return None, *_gradients(ctx, ctx.needs_input_grad[1:], grad_loss)
+        return None, *_gradients(ctx, ctx.needs_input_grad[1:], grad_loss, is_ours=True)
 
 
 def _check_derived(

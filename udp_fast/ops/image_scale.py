@@ -1,4 +1,9 @@
-"""image_scale: one number per image, y = x * scale_b, as the other ops' backward passes need it."""
+"""image_scale: one number per image, y = x * scale_b, as the other ops' backward passes need it.
+
+`image_scale_` does it in place, and an image whose number is 1 it leaves alone. Who cannot know whether
+there is anything to scale, since the number is in a GPU's memory, then pays for what there is: nothing
+but a launch where it is 1, a second pass elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -57,3 +62,18 @@ def image_scale(
     y = multiply(x, scale.detach().to(torch.float32))
     assert isinstance(y, Tensor)
     return y
+
+
+def image_scale_(
+    x: Tensor,  # [B, ...] updated in place
+    scale: Tensor,  # [B]
+) -> None:
+    """`image_scale` in place; not differentiable, and not for torch.compile.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or device.
+    """
+    check.check_batched("image_scale_", "x", x, check.FLOATS)
+    check.check_updatable("image_scale_", "x", x)
+    check.check_tensor("image_scale_", "scale", scale, check.FLOATS, like=x, shape=(x.shape[0],))
+    dispatch.call("image_scale_", x, scale.detach().to(torch.float32))

@@ -16,7 +16,7 @@ from .conv3x3 import conv3x3, conv3x3_dx
 from .denoising_loss import denoising_loss
 from .geglu import geglu, geglu_backward
 from .group_norm_silu import group_norm_silu, group_norm_silu_backward
-from .image_scale import image_scale
+from .image_scale import image_scale, image_scale_
 from .pgd_step import pgd_step_
 from .pgd_step_multi import pgd_step_multi_
 from .q_sample import q_sample
@@ -30,7 +30,7 @@ def _not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
     if op in ("conv3x3", "conv3x3_dx"):
         return _conv3x3.not_supported_reasons(*args[:2])
     if op in ("geglu", "geglu_backward"):
-        return _geglu.not_supported_reasons(args[-1])
+        return _geglu.not_supported_reasons(*args)
     for value in one_by_one(args):
         if type(value) is torch.dtype:
             if value not in native.DTYPES:
@@ -68,6 +68,7 @@ BACKEND = Backend(
         "group_norm_silu": group_norm_silu,
         "group_norm_silu_backward": group_norm_silu_backward,
         "image_scale": image_scale,
+        "image_scale_": image_scale_,
         "pgd_step_": pgd_step_,
         "pgd_step_multi_": pgd_step_multi_,
         "q_sample": q_sample,

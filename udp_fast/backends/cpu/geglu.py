@@ -8,11 +8,13 @@ from torch import Tensor
 from .native import module
 
 
-def not_supported_reasons(x: Tensor) -> list[str]:
-    if not x.is_cpu:
-        return [f"the input is on {x.device}, not in the processor's memory"]
-    if x.dtype != torch.float32:
-        return [f"the input is {x.dtype}; only float32 is served"]
+def not_supported_reasons(*tensors: Tensor) -> list[str]:
+    """Why not this call, of the input and, backward, of the gradient before it."""
+    for name, x in zip(("the input", "the gradient"), reversed(tensors), strict=False):
+        if not x.is_cpu:
+            return [f"{name} is on {x.device}, not in the processor's memory"]
+        if x.dtype != torch.float32:
+            return [f"{name} is {x.dtype}; only float32 is served"]
     return []
 
 

@@ -19,3 +19,13 @@ def image_scale(x: Tensor, scale: Tensor) -> Tensor:
     )
     deliver(written, out)
     return out
+
+
+def image_scale_(x: Tensor, scale: Tensor) -> None:
+    if x.numel() == 0:
+        return
+    to_x, x_ = operand(x)
+    module().image_scale(
+        image_shape(x.shape), to_x, per_image(scale), to_x, torch.get_num_threads()
+    )
+    deliver(x_, x)

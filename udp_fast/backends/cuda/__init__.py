@@ -13,8 +13,9 @@ from . import native
 from .attention import attention, attention_backward
 from .attention import not_supported_reasons as attention_reasons
 from .denoising_loss import denoising_loss
+from .geglu import geglu, geglu_backward
 from .group_norm_silu import group_norm_silu, group_norm_silu_backward
-from .image_scale import image_scale
+from .image_scale import image_scale, image_scale_
 from .pgd_step import pgd_step_
 from .pgd_step_multi import pgd_step_multi_
 from .q_sample import q_sample
@@ -78,9 +79,12 @@ BACKEND = Backend(
         "attention": attention,
         "attention_backward": attention_backward,
         "denoising_loss": denoising_loss,
+        "geglu": geglu,
+        "geglu_backward": geglu_backward,
         "group_norm_silu": group_norm_silu,
         "group_norm_silu_backward": group_norm_silu_backward,
         "image_scale": image_scale,
+        "image_scale_": image_scale_,
         "pgd_step_": pgd_step_,
         "pgd_step_multi_": pgd_step_multi_,
         "q_sample": q_sample,

@@ -20,3 +20,14 @@ def image_scale(x: Tensor, scale: Tensor) -> Tensor:
         )
         native.deliver(written, out)
     return out
+
+
+def image_scale_(x: Tensor, scale: Tensor) -> None:
+    if x.numel() == 0:
+        return
+    to_x, x_ = native.operand(x)
+    with native.stream_of(x) as stream:
+        native.module().image_scale_(
+            native.image_shape(x.shape), to_x, native.per_image(scale), stream
+        )
+        native.deliver(x_, x)

@@ -10,7 +10,7 @@ from .conv3x3 import conv3x3, conv3x3_dx
 from .denoising_loss import denoising_loss
 from .geglu import geglu, geglu_backward
 from .group_norm_silu import group_norm_silu, group_norm_silu_backward
-from .image_scale import image_scale
+from .image_scale import image_scale, image_scale_
 from .pgd_step import pgd_step_
 from .pgd_step_multi import pgd_step_multi_
 from .q_sample import q_sample
@@ -34,6 +34,7 @@ BACKEND = Backend(
         "group_norm_silu": group_norm_silu,
         "group_norm_silu_backward": group_norm_silu_backward,
         "image_scale": image_scale,
+        "image_scale_": image_scale_,
         "pgd_step_": pgd_step_,
         "pgd_step_multi_": pgd_step_multi_,
         "q_sample": q_sample,

@@ -40,6 +40,17 @@ def product(a, b):
 
 
 @triton.jit
+def saturated_product(a, b):
+    """a * b within [0, 1], in one instruction."""
+    if INTERPRET:
+        return tl.minimum(tl.maximum(a * b, 0.0), 1.0)
+    else:
+        return tl.inline_asm_elementwise(
+            "mul.rn.sat.f32 $0, $1, $2;", "=f,f,f", [a, b], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
 def widen(a):
     """A loaded value as float32."""
     if INTERPRET and a.dtype == tl.bfloat16:

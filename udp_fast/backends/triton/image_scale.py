@@ -8,10 +8,10 @@ from torch import Tensor
 from .floats import narrow, widen
 from .launch import launch, number, tunable, width_of
 from .rows import inside_of, lanes, per_image, program_row, row_part, turns
-from .walk import finish, operand, placed, walk_of
+from .walk import Operand, finish, operand, placed, walk_of
 
 
-@tunable()
+@tunable("out")
 @triton.jit
 def image_scale_kernel(
     x,  # *float [B, C, P]
@@ -27,6 +27,7 @@ def image_scale_kernel(
     channels,
     pixels,
     chunks,
+    IN_PLACE: tl.constexpr,  # out is x
     GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
@@ -35,6 +36,8 @@ def image_scale_kernel(
     x += image * x_image + channel * x_channel + first * x_pixel
     out += image * out_image + channel * out_channel + first * out_pixel
     factor = per_image(scale, scale_stride, image)
+    if IN_PLACE:  # there may be nothing to do
+        size = tl.where(factor == 1.0, 0, size)
     for tail in tl.static_range(2):
         begin, end = turns(size, tail, GROUPS * WIDTH)
         for start in range(begin, end, GROUPS * WIDTH):
@@ -49,17 +52,30 @@ def image_scale(x: Tensor, scale: Tensor) -> Tensor:
     if x.numel() == 0:
         return out
     from_x, to_out = operand(x), operand(out)
-    way = walk_of(x.shape, (from_x, to_out), False)
+    _launch(from_x, to_out, scale)
+    finish(out, to_out)
+    return out
+
+
+def image_scale_(x: Tensor, scale: Tensor) -> None:
+    if x.numel() == 0:
+        return
+    own = operand(x)
+    _launch(own, own, scale)
+    finish(x, own)
+
+
+def _launch(x: Operand, out: Operand, scale: Tensor) -> None:
+    way = walk_of(x.tensor.shape, (x, out), False)
     launch(
         image_scale_kernel,
         way.programs,
-        width_of(out),
-        *placed(way, from_x),
-        *placed(way, to_out),
-        *number(scale, x.device),
+        width_of(out.tensor),
+        *placed(way, x),
+        *placed(way, out),
+        *number(scale, x.tensor.device),
         way.channels,
         way.pixels,
         way.chunks,
+        IN_PLACE=out.tensor is x.tensor,
     )
-    finish(out, to_out)
-    return out

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .floats import at_least, at_most, product, widen
+from .floats import fma, product, saturated_product, widen
 from .launch import launch, number, tunable, width_of
 from .noise import GIVEN, UNIFORM, draw_interleaved, draw_row
 from .philox import noise_key
@@ -24,9 +24,10 @@ from .walk import draw_of, finish, operand, placed, walk_of
 
 @triton.jit
 def bounded_byte(original, change, levels):
-    """As in csrc/math/quantize.h; ``change`` a whole number."""
-    q = at_least(at_most(change, levels), 0.0 - levels)
-    return at_most(at_least(original + q, 0.0), 255.0)
+    """As in csrc/math/quantize.h, 0 to 255.5: to be truncated. ``change`` is a whole number, or infinite:
+    no NaN, so that a minimum is one instruction."""
+    q = tl.maximum(tl.minimum(change, levels), 0.0 - levels)
+    return fma(saturated_product(original + q, 1.0 / 255.0), 255.0, 0.5)
 
 
 @triton.jit

@@ -29,8 +29,9 @@ from triton.compiler import ASTSource
 
 from .attention import attention, attention_backward
 from .denoising_loss import denoising_loss
+from .geglu import geglu, geglu_backward
 from .group_norm_silu import group_norm_silu, group_norm_silu_backward
-from .image_scale import image_scale
+from .image_scale import image_scale, image_scale_
 from .launch import Launch, recorded, tuned
 from .pgd_step import pgd_step_
 from .pgd_step_multi import pgd_step_multi_
@@ -58,9 +59,22 @@ SHAPES = {
     "channels": (2, 320, 64, 64),  # the same, channels last
     "few": (2, 1280, 8, 8),
     "uneven": (2, 36, 15, 15),  # channels of no whole number of vectors
+    "tokens": (2, 1024, 2560),  # of a feed-forward: values and gates
+    "narrow": (3, 7, 148),  # with rows of no whole number of vectors
     "heads": (2, 8, 1024),  # attention: so many batches, heads and queries; head dims have names
 }
-VECTORISED = ("dense", "huge", "latent", "rgb", "odd", "planes", "small", "channels", "few")
+VECTORISED = (
+    "dense",
+    "huge",
+    "latent",
+    "rgb",
+    "odd",
+    "planes",
+    "small",
+    "channels",
+    "few",
+    "tokens",
+)
 
 
 def image(shape: str, dtype: torch.dtype) -> Tensor:
@@ -146,7 +160,7 @@ class Variant:
     @property
     def sums(self) -> bool:
         """True where the threads of a program add something up, through shared memory."""
-        return "partials" in self.signature
+        return not {"partials", "skipped"}.isdisjoint(self.signature)
 
     def access(self, operand: str) -> int:
         """Bytes that one access of a thread to a streamed operand should move."""
@@ -158,6 +172,8 @@ class Variant:
 _STORED = {
     "channel_moments_kernel": (),
     "denoising_loss_kernel": ("grad",),
+    "geglu_backward_kernel": ("dx", "dx_gates"),
+    "geglu_kernel": ("y",),
     "gradient_square_kernel": (),
     "gradient_sums_kernel": (),
     "image_scale_kernel": ("out",),
@@ -174,10 +190,17 @@ _UPDATED = {"delta"}
 #: What passes through a kernel element by element and comes without strides of its own.
 _STREAMED = {
     "channel_moments_kernel": ("x",),
+    "geglu_backward_kernel": ("grad", "x", "dx"),
+    "geglu_kernel": ("x", "y"),
     "gradient_sums_kernel": ("grad", "x"),
     "input_gradient_kernel": ("grad", "x", "dx"),
     "normalise_kernel": ("x", "y"),
     "q_sample_kernel": ("noise_out",),
+}
+#: Of those the ones that hold two numbers for an element, and what the other is called.
+_DOUBLE = {
+    "geglu_backward_kernel": {"x": "x_gates", "dx": "dx_gates"},
+    "geglu_kernel": {"x": "x_gates"},
 }
 _TYPES = {
     torch.float64: "*fp64",
@@ -217,6 +240,8 @@ def _variant(name: str, shape: str, launch: Launch, tuned: bool) -> Variant:
         if isinstance(value, Tensor)
         and (f"{key}_pixel" in signature or key in _STREAMED.get(launch.kernel.__name__, ()))
     }
+    twice = _DOUBLE.get(launch.kernel.__name__, {})
+    streams |= {other: streams[key] for key, other in twice.items()}
     # Operands that come by address in a table have their types among the constants.
     streams |= {
         key.lower(): value.primitive_bitwidth // 8
@@ -426,6 +451,22 @@ def _group_norm_silu_backward() -> Iterator[Case]:
         yield Case(shape, label, (x, x, kept, kept, weight, bias, groups, act, needs))
 
 
+@cases(geglu)
+def _geglu() -> Iterator[Case]:
+    for dtype in (F32, BF16, F16):
+        yield Case("tokens", NAMES[dtype], (image("tokens", dtype),))
+    for shape in ("huge", "narrow"):
+        yield Case(shape, "bf16", (image(shape, BF16),))
+
+
+@cases(geglu_backward)
+def _geglu_backward() -> Iterator[Case]:
+    for case in _geglu():
+        (x,) = case.arguments
+        grad = x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
+        yield case._replace(arguments=(grad, x))
+
+
 @cases(quantize)
 def _quantize() -> Iterator[Case]:
     eps = torch.tensor(8 / 255)
@@ -447,6 +488,12 @@ def _image_scale() -> Iterator[Case]:
         yield Case("dense", NAMES[dtype], (image("dense", dtype), _weights("dense")))
     for shape in ("huge", "odd", "ragged"):
         yield Case(shape, "bf16", (image(shape, BF16), _weights(shape)))
+
+
+@cases(image_scale_)
+def _image_scale_in_place() -> Iterator[Case]:
+    for case in _image_scale():
+        yield case._replace(label=f"in-place-{case.label}")
 
 
 @cases(pgd_step_)
