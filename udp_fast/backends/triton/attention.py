@@ -39,7 +39,6 @@ class Tiles(NamedTuple):
     keys: int
     warps: int
     stages: int
-    turns: int = 1  # over tiles, that are one of the compiled loop
 
 
 def _power(n: int) -> int:
@@ -149,7 +148,9 @@ def _dq_tiles(dtype: torch.dtype, dim: int) -> Tiles:
     padded = sum(parts(dim))
     if padded <= 64:
         return Tiles(64, 64, 4, 2)
-    return Tiles(128, 64, 8, 2) if padded <= 80 else Tiles(64, 32, 4, 2)
+    if padded <= 80:
+        return Tiles(128, 64, 8, 2)
+    return Tiles(128, 32, 8, 2) if padded <= 128 else Tiles(64, 32, 4, 2)
 
 
 def _dkdv_tiles(dtype: torch.dtype, dim: int, biased: bool) -> Tiles:
@@ -158,10 +159,8 @@ def _dkdv_tiles(dtype: torch.dtype, dim: int, biased: bool) -> Tiles:
     padded = sum(parts(dim))
     if biased:
         return Tiles(32, 64, 4, 1)
-    if padded <= 48:
-        return Tiles(64, 128, 8, 2)
     if padded <= 64:
-        return Tiles(32, 128, 8, 2, turns=2)
+        return Tiles(64, 128, 8, 2)
     return Tiles(32, 128, 8, 3) if padded <= 80 else Tiles(32, 64, 4, 2)
 
 
@@ -384,7 +383,6 @@ def _many_keys(
             **layout.constants,
             ROWS=tiles.rows,
             KEYS=tiles.keys,
-            TURNS=tiles.turns,
         )
 
 

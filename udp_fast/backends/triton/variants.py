@@ -240,13 +240,12 @@ def _variant(name: str, shape: str, launch: Launch, tuned: bool) -> Variant:
 
 
 def _pairs(arguments: Mapping[str, Any]) -> int | None:
-    """Of the attention kernels, which name their tiles alike: those pairs only that exist."""
+    """Of the attention kernels, which name their tiles alike; those of padding, too."""
     if "KEPT" in arguments or "CHUNK" in arguments:
         return None
-    turns = arguments.get("TURNS", 1)
     if "KEYS0" in arguments:
-        return int(arguments["ROWS"] * arguments["keys"] * turns)
-    return int(arguments["ROWS"] * arguments["KEYS"] * turns) if "KEYS" in arguments else 0
+        return int(arguments["ROWS"] * (arguments["KEYS0"] + arguments["KEYS1"]))
+    return int(arguments["ROWS"] * arguments["KEYS"]) if "KEYS" in arguments else 0
 
 
 @cache
