@@ -66,7 +66,7 @@ def form_of(variant: Variant) -> Form:
         label=variant.name.partition("-")[2].replace("@", ", warps "),
         threads=32 * variant.warps,
         registers=_registers(variant),
-        shared=SHARED_OF_BLOCK if products else SHARED,
+        shared=SHARED if variant.pairs == 0 else SHARED_OF_BLOCK,
         stream=stream,
         products=products,
         instructions=INSTRUCTIONS.get(variant.name.partition("@")[0]),
@@ -75,10 +75,11 @@ def form_of(variant: Variant) -> Form:
 
 
 def products_of(variant: Variant) -> Products | None:
-    """What is demanded of the products of a kernel of attention; None of other kernels."""
-    if variant.pairs == 0:
-        return None
+    """What is demanded of the products of a kernel of attention; None of other kernels, and in float32,
+    which tensor cores do not multiply."""
     constants = variant.constants
+    if variant.pairs == 0 or "*fp32" in (variant.signature.get("q"), variant.signature.get("a")):
+        return None
     if variant.pairs is None:
         return Products(pairs=None, tensor=None)
     pairs = variant.pairs // variant.warps
@@ -93,12 +94,11 @@ def products_of(variant: Variant) -> Products | None:
         + (0 if constants.get("dk", 0) is None else 2 * head),
         "attention_few_keys_dq": 2 * head + constants["D0"] + constants.get("N1", 0),
     }[kernel]
-    plain = variant.signature["q"] != "*fp32"  # others are in parts, by other instructions
     keys = constants["KEYS0"] + constants["KEYS1"] if "KEYS0" in constants else None
     return Products(
         pairs,
-        tensor=pairs * columns // 2048 if plain else None,
-        limit=_limit(kernel, constants) if plain and "bias" in constants else None,
+        tensor=pairs * columns // 2048,
+        limit=_limit(kernel, constants) if "bias" in constants else None,
         keys=keys,
     )
 

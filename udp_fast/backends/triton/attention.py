@@ -128,7 +128,8 @@ def _head(dim: int, halves: bool = False) -> dict[str, int]:
 
 # Tiles: sixteen rows a warp, and as many of the other kind as registers hold. Where products sum over
 # rows, 128 columns are two halves, since of a part with more columns than a tile has rows Triton would
-# give each warp some columns, and exchange P in shared memory. float32 is here to be right, not fast.
+# give each warp some columns, and exchange P in shared memory. float32 goes without tensor cores: it is
+# here to be right, not fast.
 
 
 def _forward_tiles(dtype: torch.dtype, dim: int, biased: bool) -> Tiles:

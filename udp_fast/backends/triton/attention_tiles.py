@@ -19,16 +19,13 @@ NOTHING = tl.constexpr(float("-inf"))
 def dot(a, b, start):
     """start + a @ b with float32 sums; ``start`` may be None, for zero.
 
-    float32 operands go through the tensor cores as three products of tfloat32 parts, which drops less
-    than 2^-21 of each product. Triton's interpreter multiplies bfloat16 wrongly: there, and only here,
-    operands are widened first, which changes nothing, since products of 16-bit floats are exact.
+    float32 operands are multiplied in float32, without tensor cores, which would shorten them. Triton's
+    interpreter multiplies bfloat16 wrongly: there, and only here, operands are widened first, which
+    changes nothing, since products of 16-bit floats are exact.
     """
     if INTERPRET:
-        return tl.dot(widen(a), widen(b), start, input_precision="ieee")
-    elif a.dtype == tl.float32:
-        return tl.dot(a, b, start, input_precision="tf32x3")
-    else:
-        return tl.dot(a, b, start)
+        a, b = widen(a), widen(b)
+    return tl.dot(a, b, start, input_precision="ieee")
 
 
 @triton.jit
