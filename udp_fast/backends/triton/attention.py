@@ -170,7 +170,8 @@ def _few_keys_tiles(dtype: torch.dtype, dim: int, keys: int, biased: bool) -> Ti
     padded = sum(parts(dim))
     if dtype == torch.float32 or keys > 128 or padded > (128 if keys <= 80 else 64):
         return None
-    if padded > 80 or keys > 96 or biased:
+    masked = 96 < keys < 128  # of 128 keys, which with a mask leave no register free
+    if padded > 80 or masked or biased:
         return Tiles(32, keys, 2, 2)
     return Tiles(64, keys, 4, 2)
 
