@@ -22,7 +22,7 @@ Chips, with the float32 peak that number of multiprocessors and clock amount to:
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
@@ -63,7 +63,8 @@ def _multiprocessor(
 
 #: By compute capability. tensor: HMMA.16816 with float32 sums, 2048 multiply-adds for 32 threads, at the
 #: peak of the whitepapers (A100 312, RTX 4090 165, H100 989 TFLOPS); 9.0 reaches it by other
-#: instructions only, and 10.0's own are not these: it is given 9.0's.
+#: instructions only, and 10.0's own are not these: it is given 9.0's. Of those, UTCHMMA, NVIDIA states
+#: 2.25 PFLOPS for a B200: twice as much.
 MULTIPROCESSORS = {
     "80": _multiprocessor(64, 32, 164, 64, 32, 16),
     "86": _multiprocessor(48, 16, 100, 128, 2, 4),
@@ -136,6 +137,8 @@ def _units_of(opcode: str) -> tuple[str, ...]:
 def _wavefronts(opcode: str) -> int:
     """Passes over the banks of shared memory, 128 bytes each, that a warp's access takes at least."""
     name, *suffixes = opcode.split(".")
+    if name == "HGMMA":  # 64 x N x 16 by four warps, as so many HMMA.16816
+        return int(suffixes[0].split("x")[1]) // 8
     if name == "LDSM":  # matrices of 128 bytes
         return int(suffixes[-1]) if suffixes and suffixes[-1] in ("2", "4") else 1
     if name in ("LDS", "STS"):
@@ -158,19 +161,29 @@ class Prediction:
 
 
 def predict(
-    chip: Chip, opcodes: Mapping[str, int], elements: float, bytes_each: float
+    chip: Chip,
+    opcodes: Mapping[str, int],
+    elements: float,
+    bytes_each: float,
+    products: int | None = None,
 ) -> Prediction:
     """Of a loop whose turn has these instructions, handles `elements` a thread and moves so much.
 
-    Every unit is taken to be busy all the time; the one that takes longest is the limiter.
+    Every unit is taken to be busy all the time; the one that takes longest is the limiter. `products`:
+    the HMMA.16816 that a turn's matrix products come to, where instructions do not show their size.
     """
     rates = MULTIPROCESSORS[chip.architecture].rates
-    units: Counter[str] = Counter()
+    units: dict[str, float] = defaultdict(float)
     for opcode, n in opcodes.items():
         units["issue"] += n
         for unit in _units_of(opcode):
             if unit in rates:
                 units[unit] += n * _wavefronts(opcode)
+    if any(opcode.startswith("UTCHMMA") for opcode in opcodes):
+        if products is None:
+            del units["tensor"]
+        else:
+            units["tensor"] = products / 2
     clocks = {unit: n / elements / rates[unit] for unit, n in units.items()}
     # Wide accesses keep the first-level cache busy for longer than the load-store unit.
     clocks["global"] = max(clocks.get("global", 0.0), bytes_each / 128)

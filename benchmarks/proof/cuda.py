@@ -25,7 +25,7 @@ from types import ModuleType
 
 from . import cache as kept
 from .chips import REGISTERS
-from .form import FLASH_ATTENTION_2, Form, Products, Sizes, Stream
+from .form import ONLY_DQ, Form, Products, Sizes, Stream, whole_backward
 from .machine_code import Code, read, run
 
 ROOT = Path(__file__).parents[2]
@@ -222,10 +222,6 @@ def _step_images(delta: str, original: str, gradient: str) -> Gate:
     return Gate(streams("Flat<8>", loads=[delta, original, gradient], stores=[delta, gradient]))
 
 
-#: What we allow ourselves for dq alone, which is three products of five.
-ONLY_DQ = {40: 0.45, 64: 0.65 * 0.75, 80: 0.60, 128: 0.65 * 1.20}
-
-
 def _tile_bytes(rows: int, dim: int) -> int:
     """Two tensors' tiles of so many 16-bit rows, an odd number of 16-byte chunks apart."""
     return 2 * rows * 2 * (dim if dim // 8 % 2 else dim + 8)
@@ -246,6 +242,7 @@ def _dq_one_tile(t: str, dim: str, keys: str, tiles: str) -> Gate:
         tensor=n * (2 * _steps(d) + 1) + n // 2 * d // 8,
         limit=ONLY_DQ.get(d),
         alike=n // r * (r - 1),  # the bias of one 16 rows and of the next
+        keys=m,
     )
     return Gate(products=products, registers=255, dynamic=_tile_bytes(m, d) + 16 * m)
 
@@ -267,19 +264,19 @@ def _forward(t: str, dim: str, tiles: str) -> Gate:
     return _tiled(dim, int(tiles), 1, 1, None)
 
 
-#: The two kernels of dq, dk and dv together need no more than FlashAttention-2's one: 64 and 128.
+#: The two kernels of dq, dk and dv together need no more than FlashAttention-2's one; dq's part of it.
 _SHARE_OF_DQ = 0.43
 
 
 @gate("attention_backward", "attention_dq")
 def _dq(t: str, dim: str) -> Gate:
-    whole = FLASH_ATTENTION_2.get(int(dim))
+    whole = whole_backward(int(dim))
     return _tiled(dim, 1, 2, 1, None if whole is None else _SHARE_OF_DQ * whole)
 
 
 @gate("attention_backward", "attention_dkdv")
 def _dkdv(t: str, dim: str) -> Gate:
-    whole = FLASH_ATTENTION_2.get(int(dim))
+    whole = whole_backward(int(dim))
     return _tiled(dim, 1, 2, 2, None if whole is None else (1 - _SHARE_OF_DQ) * whole)
 
 

@@ -63,14 +63,15 @@ class Entry:
     def product_prediction(self, chip: Chip) -> Prediction | None:
         """Of a kernel of products, for a pair. What is copied to shared memory asynchronously are tiles
         that all blocks of a head share, so it counts as instructions but not as memory's."""
-        if self.form.products is None:
+        products = self.form.products
+        if products is None or not products.pairs or not self.code.loop:
             return None
-        pairs = self.form.products.pairs
+        pairs = products.pairs
         opcodes = self.code.loop
         alone = {o: n for o, n in opcodes.items() if not o.startswith("LDGSTS")}
         accesses = ((global_access(opcode), n) for opcode, n in alone.items())
         moved = 32 * sum(access[1] * n for access, n in accesses if access)
-        return predict(chip, opcodes, pairs / 32, moved / pairs)
+        return predict(chip, opcodes, pairs / 32, moved / pairs, products.tensor)
 
     @property
     def expectation(self) -> Expected | None:

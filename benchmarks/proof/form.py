@@ -10,6 +10,9 @@ from itertools import product
 from .chips import SHARED_OF_BLOCK, own_shared
 from .machine_code import PRODUCTS, Code
 
+#: Architectures whose tensor cores have no larger instructions than HMMA.
+MMA_OF_A_WARP = ("80", "86", "89")
+
 #: Bytes of an element of one operand; several where its type is known only at run time.
 Sizes = tuple[int, ...]
 
@@ -52,24 +55,30 @@ class Stream:
 #: is shipped in PyTorch's CUDA wheel for sm_80: by head dim. It pads 40 to 64 and 80 to 96.
 FLASH_ATTENTION_2 = {64: 0.75, 96: 0.94, 128: 1.20}
 
+#: What we allow ourselves for dq alone, which is three products of five.
+ONLY_DQ = {40: 0.45, 64: 0.65 * 0.75, 80: 0.60, 128: 0.65 * 1.20}
+
+
+def whole_backward(dim: int) -> float | None:
+    """What the kernels of dq, dk and dv may need together, at head dims of models."""
+    padded = {40: 64, 64: 64, 80: 96, 128: 128}.get(dim)
+    return None if padded is None else FLASH_ATTENTION_2[padded]
+
 
 @dataclass(frozen=True)
 class Products:
-    """The main loop of a kernel that multiplies matrices on the tensor cores, in one turn of a warp."""
+    """The main loop of a kernel that multiplies matrices on the tensor cores, in one turn of a warp.
 
-    pairs: int  # of a query and a key
-    tensor: int  # instructions that the products need: no more of them than that
-    limit: float | None  # warp instructions a pair on sm_80, at most
+    Pairs are counted as they are computed, by whole tiles, which is how FlashAttention-2's are counted:
+    77 keys that cost 80 are 80. Where several warps share a pair, it is divided among them.
+    """
+
+    pairs: int | None  # of a query and a key; None: turns are not over pairs
+    #: HMMA.16816 that the products need: no more of them than that; None: not counted.
+    tensor: int | None
+    limit: float | None = None  # warp instructions a pair on sm_80, at most
     alike: int = 0  # of `tensor`: that compute what others do, so that ptxas may leave them out
-
-
-@dataclass(frozen=True)
-class TileProducts:
-    """A kernel of matrix products by tiles of queries and keys, whose instructions Triton chooses."""
-
-    #: Of a query and a key that a block handles in a turn; None: no tile is a turn.
-    pairs: int | None
-    most: float | None = None  # warps' instructions a pair on sm_80, at most
+    keys: int | None = None  # of the one tile that holds all of a head's
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,6 @@ class Form:
     draws: bool = False  # random numbers
     products: Products | None = None
     dynamic: int = 0  # bytes of shared memory that a launch asks for
-    tiles: TileProducts | None = None
 
     @property
     def title(self) -> str:
@@ -139,38 +147,34 @@ def failures(form: Form, architecture: str, code: Code) -> list[str]:
         found += _product_failures(form.products, architecture, code)
     if form.stream is not None:
         found += _stream_failures(form, form.stream, architecture, code)
-    if form.tiles is not None:
-        found += _tile_failures(form, form.tiles, architecture, code)
     return found
+
+
+def pair_cost(products: Products, code: Code) -> float | None:
+    """Instructions of a warp for one query and one key; None where they are not counted by pairs."""
+    if not products.pairs or not code.count(*PRODUCTS):
+        return None
+    return code.turn / products.pairs
 
 
 def _product_failures(products: Products, architecture: str, code: Code) -> Iterator[str]:
     tensor = code.count("HMMA")
-    if not products.tensor - products.alike <= tensor <= products.tensor:
-        yield f"{tensor} tensor-core instructions in the main loop, the products need {products.tensor}"
-        return
-    each = code.turn / products.pairs
-    if architecture == "80" and products.limit is not None and each > products.limit:
-        yield f"{each:.4f} instructions a pair of query and key, at most {products.limit:g} are allowed"
-
-
-def pairs_cost(form: Form, code: Code) -> float | None:
-    """Instructions of a block's warps for one query and one key, in a turn of the main loop."""
-    if form.tiles is None or not form.tiles.pairs or not code.count(*PRODUCTS):
-        return None
-    return code.turn * (form.threads // 32) / form.tiles.pairs
-
-
-def _tile_failures(form: Form, tiles: TileProducts, architecture: str, code: Code) -> Iterator[str]:
-    if not code.products:
-        yield "no instruction of the tensor cores"
-    # sm_100 waits for its tensor cores in loops inside the main one, which then is not found.
-    elif architecture != "100" and not code.count(*PRODUCTS):
+    if not code.count(*PRODUCTS):
         yield "no instruction of the tensor cores in the main loop"
-    each = pairs_cost(form, code)
-    if architecture == "80" and tiles.most is not None and (each is None or each > tiles.most):
-        found = "none were found" if each is None else f"{each:.3f} instructions a pair"
-        yield f"{found}, at most {tiles.most:g} are allowed"
+    # Those of 9.0 and 10.0 are larger, or have no size in their names.
+    elif products.tensor is not None and (
+        (tensor or architecture in MMA_OF_A_WARP)
+        and not products.tensor - products.alike <= tensor <= products.tensor
+    ):
+        yield f"{tensor} tensor-core instructions in the main loop, the products need {products.tensor}"
+    elif architecture == "80" and products.limit is not None:
+        each = pair_cost(products, code)
+        if each is None or each > products.limit:
+            counted = "no" if each is None else f"{each:.4f}"
+            yield (
+                f"{counted} instructions a pair of query and key, at most {products.limit:g} are"
+                " allowed"
+            )
 
 
 def _stream_failures(form: Form, stream: Stream, architecture: str, code: Code) -> Iterator[str]:

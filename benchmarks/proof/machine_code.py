@@ -3,7 +3,8 @@
 A turn is the longest way through the loop by number of instructions, so that branches that exclude
 each other are not added up. Left out are blocks that call a subroutine and those a warp enters only
 when its threads have diverged: ptxas puts the rare cases of roots and divisions into the former and
-those of shuffles into the latter.
+those of shuffles into the latter. Left out, too, are turns of a loop that does nothing but wait, as for
+what sm_100's tensor cores have begun.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def _usage(text: str) -> dict[str, dict[str, int]]:
 
 _SECTION = re.compile(r"^\.text\.(\S+):$")
 _LABEL = re.compile(r"^\s*(\S+):$")
-_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(@!?U?P[T\d]+\s+)?([A-Z][A-Z0-9_.]*)(.*?);?\s*$")
+_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(@!?U?P[T\d]+\s+)?([A-Z][A-Z0-9_.x]*)(.*?);?\s*$")
 _TARGET = re.compile(r"\.L_x_\d+")
 _CONDITION = re.compile(r"^\s*!?U?P[T\d]+\s*,")  # newer GPUs: in front of a branch's target
 
@@ -203,6 +204,15 @@ def _dominators(blocks: list[Block], order: list[int]) -> dict[int, set[int]]:
     return dominators
 
 
+#: What a loop is made of that asks whether something has arrived, and asks again.
+_WAITING = frozenset(("SYNCS", "BRA", "NOP", "NANOSLEEP"))
+
+
+def _waits(blocks: list[Block], body: set[int]) -> bool:
+    names = {opcode.split(".")[0] for b in body for opcode in blocks[b].opcodes}
+    return "SYNCS" in names and names <= _WAITING
+
+
 @dataclass(frozen=True)
 class Loop:
     head: int
@@ -210,7 +220,7 @@ class Loop:
 
 
 def _loops(blocks: list[Block], order: list[int]) -> list[Loop]:
-    """The innermost natural loops."""
+    """The innermost natural loops but those that wait, whose blocks become cold."""
     dominators = _dominators(blocks, order)
     before: dict[int, list[int]] = {b: [] for b in order}
     for b in order:
@@ -227,6 +237,10 @@ def _loops(blocks: list[Block], order: list[int]) -> list[Loop]:
                 if block not in body:
                     body.add(block)
                     todo += before[block]
+    waiting = {head for head, body in bodies.items() if _waits(blocks, body)}
+    for head in waiting:
+        for b in bodies.pop(head):
+            blocks[b].cold = True
     return [
         Loop(head, frozenset(body))
         for head, body in bodies.items()
@@ -266,7 +280,7 @@ def _code(blocks: list[Block], used: dict[str, int]) -> Code:
         ]
         # Where there are tensor cores, the loop that keeps them busy; of two that do so alike, one for
         # whole tiles and one with masks for the last or for a bias, the former, which is shorter.
-        products = sum(opcode.startswith("HMMA") for opcode in opcodes)
+        products = sum(opcode.split(".")[0] in PRODUCTS for opcode in opcodes)
         length = -len(opcodes) if products else 0
         # Loops over whole groups have no masks, and move more than those over what remains.
         weight = (products, length, _moved(whole), _moved(opcodes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from .chips import CHIPS, CLASSES, MULTIPROCESSORS, Chip, by_class
 from .counting import Count, Counting
 from .examine import Entry, Examination
 from .expected import EXPECTED, Expected
-from .form import FLASH_ATTENTION_2, pairs_cost
+from .form import FLASH_ATTENTION_2, pair_cost
 from .machine_code import PRODUCTS
 
 Row = Sequence[str]
@@ -97,40 +98,52 @@ def limiters(found: Examination) -> list[Row]:
     return [rows[0], *sorted(rows[1:])]
 
 
+#: Keys of a text, which cost 80.
+TEXT = 77
+
+
 def products(found: Examination) -> list[Row]:
     """A row a kernel of matrix products and head dim, bf16: sm_80's instructions, chips' limiters."""
     rows: list[Row] = [
         (
-            "kernel", "language", "form", "instructions a pair, sm_80", "of them tensor", "at most",
-            "registers", "shared", "occupancy", *(chip.name for chip in CHIPS),
+            "kernel", "language", "form", "instructions a pair, sm_80", "at most",
+            f"over {TEXT} keys", "of them tensor", "registers", "shared", "occupancy",
+            *(chip.name for chip in CHIPS),
         )
     ]  # fmt: skip
-    mine = [
-        e for e in found.entries if e.form.products is not None and "f16 " in e.form.label + " "
-    ]
+    mine = [e for e in found.entries if e.form.products is not None and "bf16" in e.form.label]
     for (kernel, language, label), entries in groups(
         mine, lambda e: (e.form.kernel, e.form.language, e.form.label)
     ).items():
         of = {e.architecture: e for e in entries}
-        if "80" not in of or not label.startswith("bf16"):
+        if "80" not in of:
             continue
         entry, wanted = of["80"], of["80"].form.products
         assert wanted is not None
+        each = pair_cost(wanted, entry.code)
+        text = each is not None and wanted.keys is not None and 0 <= wanted.keys - TEXT < 16
         rows.append(
             (
                 kernel,
                 language,
                 label,
-                f"{entry.code.turn / wanted.pairs:.3f}",
-                f"{wanted.tensor / entry.code.turn:.0%}",
+                "–" if each is None else f"{each:.3f}",
                 "–" if wanted.limit is None else f"{wanted.limit:.3f}",
+                f"{each * wanted.keys / TEXT:.3f}" if text else "",
+                f"{entry.code.count(*PRODUCTS) / max(entry.code.turn, 1):.0%}",
                 span(e.code.registers for e in entries),
-                str(entry.shared),
+                span(e.shared for e in entries),
                 span(100 * e.occupancy for e in entries) + " %",
                 *(_busiest(of.get(chip.architecture), chip) for chip in CHIPS),
             )
         )
-    return [rows[0], *sorted(rows[1:], key=lambda r: (r[0], r[1], [*map(int, r[2].split()[1:])]))]
+    return [rows[0], *sorted(rows[1:], key=_by_numbers)]
+
+
+def _by_numbers(row: Row) -> tuple[object, ...]:
+    """Kernel, language, and the form with its numbers as numbers."""
+    form = [(int(n or -1), text) for n, text in re.findall(r"(\d+)|([^\d]+)", row[2])]
+    return row[0], row[1], form
 
 
 def _busiest(entry: Entry | None, chip: Chip) -> str:
@@ -138,6 +151,8 @@ def _busiest(entry: Entry | None, chip: Chip) -> str:
     found = None if entry is None else entry.product_prediction(chip)
     if found is None:
         return "–"
+    if "tensor" not in found.clocks:
+        return found.limiter
     tensor = found.clocks["tensor"] / found.clocks[found.limiter]
     return f"{found.limiter} (tensor {tensor:.0%})"
 
@@ -200,36 +215,6 @@ def _count(c: Count) -> Row:
 def counts(found: Counting) -> list[Row]:
     """A row a call of the benchmarks; bytes and operations are for an element."""
     return [COUNTS, *map(_count, found.counts)]
-
-
-def tile_products(found: Examination, architecture: str = "80") -> list[Row]:
-    """A row a form of a kernel of matrix products whose turns are over tiles."""
-    rows: list[Row] = [
-        ("kernel", "language", "form", "registers", "shared", "instructions a pair",
-         "tensor cores", "FlashAttention-2's backward"),
-    ]  # fmt: skip
-    for entry in found.entries:
-        each = pairs_cost(entry.form, entry.code)
-        if entry.architecture != architecture or each is None:
-            continue
-        theirs = None
-        if entry.form.kernel.endswith(("_dq", "_dkdv")):
-            dim = int(entry.form.label.split("-")[1])  # heads-<dim>-<keys>-...
-            theirs = next((n for padded, n in FLASH_ATTENTION_2.items() if dim <= padded), None)
-        share = entry.code.count(*PRODUCTS) / entry.code.turn
-        rows.append(
-            (
-                entry.form.kernel,
-                entry.form.language,
-                entry.form.label,
-                str(entry.code.registers),
-                str(entry.shared),
-                f"{each:.3f}",
-                f"{share:.0%}",
-                f"{each / theirs:.2f} of {theirs}" if theirs else "–",
-            )
-        )
-    return [rows[0], *sorted(rows[1:])]
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -303,11 +288,15 @@ limiter. In bold what is not memory, and its time in % of memory's.
 
 {markdown(limiters(found))}
 
-Kernels of matrix products: warp instructions of the main loop for a pair of a query and a key, the
-largest number allowed, and what bounds them, with the share of that time for which the tensor cores
-are busy. For dq, dk and dv, FlashAttention-2's backward needs 0.75 at head dim 64 and 1.20 at 128;
-`attention_dq` and `attention_dkdv` share that. Tiles that every block of a head reads again are not
-counted as memory's.
+Kernels of matrix products: warp instructions of the main loop on sm_80 for a pair of a query and a key,
+the largest number allowed, and what bounds them, with the share of that time for which the tensor cores
+are busy. Pairs are counted as they are computed, in both languages: by whole tiles, which is how
+FlashAttention-2's are counted. Where all keys are one tile, 77 keys of a text cost 80; the next column
+divides by the 77. FlashAttention-2's backward needs {FLASH_ATTENTION_2[64]:g} for dq, dk and dv at head
+dim 64, to which it pads 40, {FLASH_ATTENTION_2[96]:g} at 96, to which it pads 80, and
+{FLASH_ATTENTION_2[128]:g} at 128: `attention_dq` and `attention_dkdv` share that. Tiles that every block
+of a head reads again are not counted as memory's. Demanded besides: as many instructions of the tensor
+cores as the products need and no more, no local memory, at most 255 registers and 99 KB of shared memory.
 
 {markdown(products(found))}
 
@@ -356,19 +345,6 @@ passes where 5 would be the least. Of torch's normalisation one reading is count
 The gradient of a loss is written by the forward. Whether the factor that autograd brings to the backward is
 one stands in the GPU's memory, where the host does not look: a launch is left (`image_scale_`), which moves
 nothing if it is, and 4 bytes of a bfloat16 element if it is not.
-
-## Products of Triton's kernels
-
-Attention is not bound by memory, so what counts is how many instructions a warp issues for one query and
-one key. Demanded: instructions of the tensor cores in the main loop (on sm_100, which waits for them in
-loops inside the main one, anywhere), no local memory, at most 255 registers and 99 KB of shared memory,
-and at the head dims of models at most so many instructions a pair (`PAIRS` in
-`benchmarks/proof/triton.py`). Counted in one turn of the main loop on sm_80, over the pairs that exist:
-77 keys are computed as 80 and counted as 77. All three gradients are `attention_dq` and `attention_dkdv`
-together. The last column is the count over that of FlashAttention-2's whole backward at the head dim to
-which it pads, with as many keys as fill its tiles.
-
-{markdown(tile_products(found))}
 
 ## Rates
 

@@ -15,7 +15,7 @@ from udp_fast.backends.triton.variants import Variant, compile_variant, variants
 
 from . import cache as kept
 from .chips import SHARED_OF_BLOCK
-from .form import Form, Stream, TileProducts
+from .form import ONLY_DQ, Form, Products, Stream, whole_backward
 from .machine_code import Code, read
 
 #: A thread's registers, of 65536 a multiprocessor: at 64 half of its 2048 threads find room.
@@ -39,23 +39,8 @@ INSTRUCTIONS = {
 }
 
 
-#: At most this many instructions of a warp for a query and a key, counted on sm_80 in the main loop.
-#: FlashAttention-2's backward, as PyTorch ships it, has 0.75 at a head dim of 64, 0.94 at 96, to which it
-#: pads 80, and 1.20 at 128, for all three gradients.
-PAIRS = {
-    "attention_few_keys_dq-heads-40-77-bf16": 0.46,
-    "attention_few_keys_dq-heads-64-77-bf16": 0.50,
-    "attention_few_keys_dq-heads-80-77-bf16": 0.57,
-    "attention_few_keys_dq-heads-128-77-bf16": 0.78,
-    "attention_dq-heads-40-1024-bf16": 0.28,
-    "attention_dkdv-heads-40-1024-bf16": 0.36,
-    "attention_dq-heads-64-1024-bf16": 0.31,
-    "attention_dkdv-heads-64-1024-bf16": 0.42,
-    "attention_dq-heads-80-1024-bf16": 0.35,
-    "attention_dkdv-heads-80-1024-bf16": 0.60,
-    "attention_dq-heads-128-1024-bf16": 0.53,
-    "attention_dkdv-heads-128-1024-bf16": 0.72,
-}
+#: dq's part of what dq, dk and dv may need together, by head dim.
+SHARE_OF_DQ = {40: 0.42, 64: 0.42, 80: 0.38, 128: 0.403}
 
 
 def form_of(variant: Variant) -> Form:
@@ -69,9 +54,7 @@ def form_of(variant: Variant) -> Form:
             run=4 if interleaved else variant.constants["WIDTH"],
             widest=8 if interleaved else 16,  # four neighbours of a draw
         )
-    tiles = None
-    if variant.pairs != 0:
-        tiles = TileProducts(variant.pairs, PAIRS.get(variant.name))
+    products = products_of(variant)
     return Form(
         language="Triton",
         op=op_of(variant),
@@ -79,12 +62,58 @@ def form_of(variant: Variant) -> Form:
         label=variant.name.partition("-")[2].replace("@", ", warps "),
         threads=32 * variant.warps,
         registers=_registers(variant),
-        shared=SHARED_OF_BLOCK if tiles else shared_of(variant),
+        shared=shared_of(variant) if variant.pairs == 0 else SHARED_OF_BLOCK,
         stream=stream,
-        tiles=tiles,
+        products=products,
         instructions=INSTRUCTIONS.get(variant.name.partition("@")[0]),
         draws=variant.signature.get("key", "constexpr") != "constexpr",
     )
+
+
+def products_of(variant: Variant) -> Products | None:
+    """What is demanded of the products of a kernel of attention; None of other kernels, and in float32,
+    which tensor cores do not multiply."""
+    constants = variant.constants
+    if variant.pairs == 0 or "*fp32" in (variant.signature.get("q"), variant.signature.get("a")):
+        return None
+    if variant.pairs is None:
+        return Products(pairs=None, tensor=None)
+    pairs = variant.pairs // variant.warps
+    head = constants["D0"] + constants["D1"]
+    kernel = variant.kernel.__name__.removesuffix("_kernel")
+    columns = {
+        "attention_forward": 2 * head,
+        "attention_dq": 3 * head,
+        # S^T, P^T dO and dP^T, dS^T Q
+        "attention_dkdv": head
+        + (0 if constants.get("dv", 0) is None else head)
+        + (0 if constants.get("dk", 0) is None else 2 * head),
+        "attention_few_keys_dq": 2 * head + constants["D0"] + constants.get("N1", 0),
+    }[kernel]
+    keys = constants["KEYS0"] + constants["KEYS1"] if "KEYS0" in constants else None
+    return Products(
+        pairs,
+        tensor=pairs * columns // 2048,
+        limit=_limit(kernel, variant),
+        keys=keys,
+    )
+
+
+def _limit(kernel: str, variant: Variant) -> float | None:
+    """The bars are for bfloat16 without a bias. float16 keeps dS unscaled for dq alone, lest it vanish,
+    and numbers of keys between 96 and 128, which no model's text has, are masked in one large tile."""
+    constants = variant.constants
+    if variant.signature["q"] != "*bf16" or "bias" not in constants:
+        return None
+    dim = constants["D"]
+    if kernel == "attention_few_keys_dq":
+        large = constants["KEYS0"] == 128 and constants["MASKED"]
+        return None if large else ONLY_DQ.get(dim)
+    whole = whole_backward(dim)
+    if whole is None or kernel not in ("attention_dq", "attention_dkdv"):
+        return None
+    share = SHARE_OF_DQ[dim]
+    return whole * (share if kernel == "attention_dq" else 1 - share)
 
 
 def op_of(variant: Variant) -> str:

@@ -98,3 +98,28 @@ def test_accesses() -> None:
     assert global_access("ST.E.U16") == ("store", 2)
     assert global_access("STG.E") == ("store", 4)
     assert global_access("LDS.128") is None
+
+
+def test_loops_that_wait_are_no_loops() -> None:
+    """As sm_100 has them for what its tensor cores and asynchronous copies have begun."""
+    found = code(
+        ".L_x_0:", "FADD R4, R4, R4", "SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [UR15], R4",
+        "@!P1 BRA `(.L_x_2)",
+        ".L_x_1:", "@P2 BRA `(.L_x_3)", "UTCHMMA gdesc[UR4], gdesc[UR6], tmem[UR12]",
+        ".L_x_3:", "@P0 BRA `(.L_x_0)", "EXIT",
+        ".L_x_2:", "SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [UR15], R4", "@!P1 BRA `(.L_x_2)",
+        "BRA `(.L_x_1)",
+    )  # fmt: skip
+    assert found.loop == {
+        "FADD": 1, "SYNCS.PHASECHK.TRANS64.TRYWAIT": 1, "UTCHMMA": 1, "BRA": 3,
+    }  # fmt: skip
+
+
+def test_of_two_loops_the_one_that_keeps_the_tensor_cores_busy_is_the_main_loop() -> None:
+    for product in ("HMMA.16816.F32.BF16", "HGMMA.64x64x16.F32.BF16", "UTCHMMA"):
+        found = code(
+            ".L_x_0:", "LDG.E.128 R4, [R2.64]", "@P0 BRA `(.L_x_0)",
+            ".L_x_1:", f"{product} R4, R8, R12, R4", "@P0 BRA `(.L_x_1)",
+            "EXIT",
+        )  # fmt: skip
+        assert found.loop == {product: 1, "BRA": 1}

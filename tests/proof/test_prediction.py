@@ -54,6 +54,22 @@ def test_many_of_a_kind_are_bound_by_its_unit(opcode: str, limiter: str) -> None
     assert predict(H100, {opcode: 1000}, elements=8, bytes_each=4).limiter == limiter
 
 
+def test_larger_instructions_of_tensor_cores_take_longer() -> None:
+    """64 x 64 x 16 multiply-adds of four warps are those of eight HMMA.16816 of each."""
+    large = predict(H100, {"HGMMA.64x64x16.F32.BF16": 3}, elements=8, bytes_each=4)
+    small = predict(H100, {"HMMA.16816.F32.BF16": 24}, elements=8, bytes_each=4)
+    assert large.clocks["tensor"] == small.clocks["tensor"]
+    assert large.clocks["issue"] < small.clocks["issue"]
+
+
+def test_those_that_do_not_show_their_size_are_what_the_products_need() -> None:
+    """At twice the rate, which is that of a B200's own."""
+    b200 = next(chip for chip in CHIPS if chip.name == "B200")
+    found = predict(b200, {"UTCHMMA": 4}, elements=8, bytes_each=4, products=96)
+    assert found.clocks["tensor"] == 96 / 8 / 64
+    assert "tensor" not in predict(b200, {"UTCHMMA": 4}, elements=8, bytes_each=4).clocks
+
+
 def test_packing_takes_as_long_as_two_comparisons() -> None:
     pack = predict(H100, {"F2FP.BF16.F32.PACK_AB": 8}, elements=8, bytes_each=4)
     compare = predict(H100, {"FSETP.GT.AND": 16}, elements=8, bytes_each=4)

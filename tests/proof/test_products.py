@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from benchmarks.proof import cuda
-from benchmarks.proof.form import FLASH_ATTENTION_2, Form, Products, failures
+from benchmarks.proof.form import ONLY_DQ, Form, Products, failures, pair_cost, whole_backward
 from benchmarks.proof.machine_code import Code
 
 #: 16 queries by 8 keys at head dim 64: S, dP and dS k, and what else a pair needs.
@@ -34,7 +34,7 @@ def test_one_instruction_too_many_is_caught_on_sm_80() -> None:
     assert failures(FORM, "90", changed(MOV=1)) == []
 
 
-@pytest.mark.parametrize("tensor", [0, 11, 13])
+@pytest.mark.parametrize("tensor", [1, 11, 13])
 def test_products_that_are_missing_or_done_twice_are_caught(tensor: int) -> None:
     (found,) = failures(FORM, "90", changed(HMMA_16816_F32_BF16=tensor))
     assert f"{tensor} tensor-core instructions in the main loop, the products need 12" in found
@@ -57,15 +57,82 @@ def test_local_memory_is_caught() -> None:
     assert found.startswith("spills")
 
 
-@pytest.mark.parametrize("dim", [64, 128])
-def test_the_two_kernels_together_stay_below_flash_attention(dim: int) -> None:
-    forms = [
-        cuda.form_of(
-            f"void udp::(anonymous namespace)::attention_{kernel}<__nv_bfloat16, {dim}>(x)"
-        )
-        for kernel in ("dq", "dkdv")
+def test_products_of_larger_instructions_are_those_of_newer_architectures_only() -> None:
+    """Of a group of warps, or of a block: fewer of them."""
+    for instruction in ("HGMMA.64x64x16.F32.BF16", "UTCHMMA"):
+        code = dataclasses.replace(CODE, loop={instruction: 2, "FFMA": 8})
+        assert failures(FORM, "90", code) == []
+        (found,) = failures(FORM, "86", code)
+        assert "0 tensor-core instructions in the main loop, the products need 12" in found
+
+
+def test_a_loop_without_products_is_caught() -> None:
+    for products in (Products(None, None), Products(128, None), FORM.products):
+        for architecture in ("80", "90", "100"):
+            form = dataclasses.replace(FORM, products=products)
+            found = failures(form, architecture, dataclasses.replace(CODE, loop={"FFMA": 9}))
+            assert found == ["no instruction of the tensor cores in the main loop"]
+
+
+def test_a_limit_needs_pairs() -> None:
+    form = dataclasses.replace(FORM, products=Products(None, 12, limit=0.3))
+    (found,) = failures(form, "80", CODE)
+    assert "no instructions a pair of query and key, at most 0.3 are allowed" in found
+
+
+@pytest.mark.parametrize("dim", [40, 64, 80, 128])
+def test_both_languages_have_the_same_bars(dim: int) -> None:
+    """Stated once: for dq alone, and for dq, dk and dv together."""
+    pytest.importorskip("triton")
+    from benchmarks.proof import triton
+
+    theirs = [triton.form_of(v) for v in triton.variants()]
+    name = "void udp::(anonymous namespace)::attention_{}<__nv_bfloat16, {}>(x)"
+    by_language = {
+        "CUDA": [cuda.form_of(name.format(kernel, dim)) for kernel in ("dq", "dkdv")],
+        "Triton": [
+            form
+            for form in theirs
+            if form.label == f"heads-{dim}-1024-bf16" and form.kernel.endswith(("_dq", "_dkdv"))
+        ],
+    }
+    for forms in by_language.values():
+        assert [form.kernel for form in forms] == ["attention_dq", "attention_dkdv"]
+        limits = [form.products.limit for form in forms if form.products is not None]
+        assert sum(limits) == pytest.approx(whole_backward(dim))
+    alone = [
+        cuda.form_of(name.format("dq_one_tile", f"{dim}, 80, 1")),
+        *(form for form in theirs if form.label == f"heads-{dim}-77-bf16"),
     ]
-    limits = [form.products.limit for form in forms if form.products is not None]
-    assert sum(limit for limit in limits if limit is not None) == pytest.approx(
-        FLASH_ATTENTION_2[dim]
+    assert [form.kernel for form in alone] == ["attention_dq_one_tile", "attention_few_keys_dq"]
+    for form in alone:
+        assert form.products is not None
+        assert (form.products.limit, form.products.keys) == (ONLY_DQ[dim], 80)
+
+
+def test_pairs_are_those_that_are_computed() -> None:
+    pytest.importorskip("triton")
+    from benchmarks.proof import triton
+
+    (variant,) = (
+        v for v in triton.variants() if v.name == "attention_few_keys_dq-heads-64-77-bf16"
     )
+    products = triton.form_of(variant).products
+    assert products is not None
+    rows = variant.constants["ROWS"] // variant.warps
+    assert products.pairs == rows * 80
+    # Three products over 64 columns, in instructions of 2048 multiply-adds.
+    assert products.tensor == rows * 80 * 3 * 64 // 2048
+    code = dataclasses.replace(CODE, loop={"HMMA.16816": products.tensor, "FFMA": rows})
+    assert pair_cost(products, code) == (products.tensor + rows) / (rows * 80)
+
+
+def test_every_kernel_of_products_is_examined() -> None:
+    pytest.importorskip("triton")
+    from benchmarks.proof import triton
+
+    variants = triton.variants()
+    assert {v.kernel.__name__ for v in variants if triton.form_of(v).products is not None} == {
+        "attention_forward_kernel", "attention_few_keys_dq_kernel", "attention_dq_kernel",
+        "attention_dkdv_kernel", "attention_wide_forward_kernel", "attention_wide_gradient_kernel",
+    }  # fmt: skip

@@ -55,3 +55,15 @@ def test_contracts_of_the_ops():
         *("-k", f"triton and not ({slow})", "-p", "few_examples"),
         PYTHONPATH=str(HERE),
     )
+
+
+@needs_triton
+@pytest.mark.slow
+def test_contract_of_attention() -> None:
+    """On small shapes: every dtype, head dim, bias, layout and set of gradients."""
+    interpret(
+        100,
+        str(HERE.parent / "ops/test_attention.py"),
+        *("-k", "triton and not (threads or in_a_batch)", "-p", "small_attention"),
+        PYTHONPATH=str(HERE),
+    )

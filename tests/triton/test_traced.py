@@ -130,38 +130,77 @@ def test_the_kernels_of_a_gated_unit_are_in_the_graph(gpu, dynamic):
 
 
 @pytest.mark.parametrize(
-    ("dim", "keys", "needs", "launches"),
+    ("dim", "keys", "needs", "launches", "dtype", "bias"),
     [
-        (40, 77, (True, False, False), [1, 1]),
-        (64, 1024, (True, True, True), [1, 3]),
-        (160, 1024, (True, True, True), [1, 4]),
-        (512, 1024, (True, True, True), [1, 4]),
+        (40, 77, (True, False, False), [1, 1], BF16, None),
+        (64, 1024, (True, True, True), [1, 3], BF16, None),
+        (160, 1024, (True, True, True), [1, 4], BF16, None),
+        (512, 1024, (True, True, True), [1, 4], BF16, None),
+        (64, 300, (True, False, True), [1, 3], F32, None),
+        (40, 77, (True, False, False), [1, 1], BF16, (2, 1, 1, 77)),
+        (80, 300, (True, True, True), [1, 3], BF16, (1, 4, 256, 300)),
     ],
-    ids=["dq alone", "all gradients", "dk and dv apart", "wide"],
+    ids=[
+        *("dq alone", "all gradients", "dk and dv apart", "wide", "float32"),
+        *("padded keys", "a bias for each score"),
+    ],
 )
-def test_attention_is_in_the_graph(gpu, monkeypatch, dim, keys, needs, launches):
+def test_attention_is_in_the_graph(gpu, monkeypatch, dim, keys, needs, launches, dtype, bias):
     monkeypatch.setenv("UDP_FAST_BACKEND", "triton")
 
-    def forward(q, k, v, grad):
-        return OPS.attention(q, k, v, None, 0.125, True)
+    def forward(q, k, v, bias, grad):
+        return OPS.attention(q, k, v, bias, 0.125, True)
 
-    def backward(q, k, v, grad, out, lse):
-        return OPS.attention_backward(grad, q, k, v, None, out, lse, 0.125, needs)
+    def backward(q, k, v, bias, grad, out, lse):
+        return OPS.attention_backward(grad, q, k, v, bias, out, lse, 0.125, needs)
 
     with FakeTensorMode():
         q, k, v = (
-            torch.empty((2, n, 4, dim), dtype=BF16, device="cuda").transpose(1, 2)
+            torch.empty((2, n, 4, dim), dtype=dtype, device="cuda").transpose(1, 2)
             for n in (256, keys, keys)
         )
+        if bias is not None:
+            bias = torch.empty(bias, dtype=dtype, device="cuda")
         lse = torch.empty((2, 4, 256), device="cuda")
         for function, rest, expected in (
             (forward, (), launches[0]),
             (backward, (q, lse), launches[1]),
         ):
-            traced = make_fx(dispatch_functionalize(function))(q, k, v, q, *rest)
+            traced = make_fx(dispatch_functionalize(function))(q, k, v, bias, q, *rest)
             called = [str(n.target) for n in traced.graph.nodes if n.op == "call_function"]
             assert called.count("triton_kernel_wrapper_functional") == expected
             assert not any(name.startswith("udp_fast") for name in called)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, torch.float16], ids=str)
+@pytest.mark.parametrize("dim", [1, 17, 40, 64, 80, 128, 160, 512])
+def test_attention_is_refused_nothing(gpu, dim, dtype):
+    """Of what the contract names; float64 is the reference's alone."""
+    backend = registry.backend("triton")
+    needs = ([True, False, False], [False, True, True], [True, True, True])
+    with FakeTensorMode():
+        for n, m in ((4096, 77), (33, 129), (1, 1)):
+            for swapped in (False, True):
+                q, k = (
+                    torch.empty(
+                        (2, rows, 3, dim) if swapped else (2, 3, rows, dim),
+                        dtype=dtype,
+                        device="cuda",
+                    )
+                    for rows in (n, m)
+                )
+                if swapped:
+                    q, k = q.transpose(1, 2), k.transpose(1, 2)
+                lse = torch.empty((2, 3, n), device="cuda")
+                for shape in ((2, 1, 1, m), (2, 3, n, m), (1, 1, n, 1)):
+                    for bias in (None, torch.empty(shape, dtype=dtype, device="cuda")):
+                        forward = (q, k, k, bias, 0.1, True)
+                        assert backend.not_supported_reasons("attention", forward) == []
+                        for some in needs:
+                            rest = (q, q, k, k, bias, q, lse, 0.1, some)
+                            assert backend.not_supported_reasons("attention_backward", rest) == []
+        q = torch.empty((2, 3, 4, dim), dtype=torch.float64, device="cuda")
+        assert backend.not_supported_reasons("attention", (q, q, q, None, 0.1, True)) != []
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,6 @@ class Tiles(NamedTuple):
     keys: int
     warps: int
     stages: int
-    turns: int = 1  # over tiles, that are one of the compiled loop
 
 
 def _power(n: int) -> int:
@@ -129,7 +128,8 @@ def _head(dim: int, halves: bool = False) -> dict[str, int]:
 
 # Tiles: sixteen rows a warp, and as many of the other kind as registers hold. Where products sum over
 # rows, 128 columns are two halves, since of a part with more columns than a tile has rows Triton would
-# give each warp some columns, and exchange P in shared memory. float32 is here to be right, not fast.
+# give each warp some columns, and exchange P in shared memory. float32 goes without tensor cores: it is
+# here to be right, not fast.
 
 
 def _forward_tiles(dtype: torch.dtype, dim: int, biased: bool) -> Tiles:
@@ -149,7 +149,9 @@ def _dq_tiles(dtype: torch.dtype, dim: int) -> Tiles:
     padded = sum(parts(dim))
     if padded <= 64:
         return Tiles(64, 64, 4, 2)
-    return Tiles(128, 64, 8, 2) if padded <= 80 else Tiles(64, 32, 4, 2)
+    if padded <= 80:
+        return Tiles(128, 64, 8, 2)
+    return Tiles(128, 32, 8, 2) if padded <= 128 else Tiles(64, 32, 4, 2)
 
 
 def _dkdv_tiles(dtype: torch.dtype, dim: int, biased: bool) -> Tiles:
@@ -158,10 +160,8 @@ def _dkdv_tiles(dtype: torch.dtype, dim: int, biased: bool) -> Tiles:
     padded = sum(parts(dim))
     if biased:
         return Tiles(32, 64, 4, 1)
-    if padded <= 48:
-        return Tiles(64, 128, 8, 2)
     if padded <= 64:
-        return Tiles(32, 128, 8, 2, turns=2)
+        return Tiles(64, 128, 8, 2)
     return Tiles(32, 128, 8, 3) if padded <= 80 else Tiles(32, 64, 4, 2)
 
 
@@ -170,7 +170,8 @@ def _few_keys_tiles(dtype: torch.dtype, dim: int, keys: int, biased: bool) -> Ti
     padded = sum(parts(dim))
     if dtype == torch.float32 or keys > 128 or padded > (128 if keys <= 80 else 64):
         return None
-    if padded > 80 or keys > 96 or biased:
+    masked = 96 < keys < 128  # of 128 keys, which with a mask leave no register free
+    if padded > 80 or masked or biased:
         return Tiles(32, keys, 2, 2)
     return Tiles(64, keys, 4, 2)
 
@@ -384,7 +385,6 @@ def _many_keys(
             **layout.constants,
             ROWS=tiles.rows,
             KEYS=tiles.keys,
-            TURNS=tiles.turns,
         )
 
 

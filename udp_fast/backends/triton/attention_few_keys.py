@@ -18,11 +18,13 @@ from .attention_tiles import (
     exp2,
     head_of,
     load_bias,
+    load_rows,
     load_tile,
     only_columns,
     reciprocal,
+    row_at,
     start_of,
-    store_tile,
+    store_rows,
 )
 from .floats import narrow
 from .rows import turns
@@ -123,17 +125,17 @@ def _dq_of_part(ds0, ds1, k0, k1, factor, SMALL: tl.constexpr):
 
 @triton.jit
 def _dq_of_tile(
-    grad_out, grad_out_row, q, q_row, k00, k01, k10, k11, n01, n11, v00, v01, v10, v11,
-    bias, bias_row, bias_key, dq, dq_row, scale, scale2, first, queries, keys,
+    grad_out_at, grad_out_row, q_at, q_row, k00, k01, k10, k11, n01, n11, v00, v01, v10, v11,
+    bias, bias_row, bias_key, dq_at, dq_row, scale, scale2, first, queries, keys,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, N1: tl.constexpr, UNIT: tl.constexpr,
     OFFSET: tl.constexpr, EARLY: tl.constexpr, ROWS: tl.constexpr, KEYS0: tl.constexpr,
     MASKED: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     SMALL: tl.constexpr = k00.dtype == tl.float16
-    q0 = load_tile(q, first, queries, q_row, ROWS, 0, D0, D, UNIT, OFFSET, WHOLE)
-    q1 = load_tile(q, first, queries, q_row, ROWS, D0, D1, D, UNIT, OFFSET, WHOLE)
-    g0 = load_tile(grad_out, first, queries, grad_out_row, ROWS, 0, D0, D, UNIT, OFFSET, WHOLE)
-    g1 = load_tile(grad_out, first, queries, grad_out_row, ROWS, D0, D1, D, UNIT, OFFSET, WHOLE)
+    q0 = load_rows(q_at, first, queries, q_row, ROWS, 0, D0, D, UNIT, OFFSET, WHOLE)
+    q1 = load_rows(q_at, first, queries, q_row, ROWS, D0, D1, D, UNIT, OFFSET, WHOLE)
+    g0 = load_rows(grad_out_at, first, queries, grad_out_row, ROWS, 0, D0, D, UNIT, OFFSET, WHOLE)
+    g1 = load_rows(grad_out_at, first, queries, grad_out_row, ROWS, D0, D1, D, UNIT, OFFSET, WHOLE)
     s0 = _scores(
         q0, q1, k00, k01, scale2, bias, first, queries, bias_row, 0, keys, bias_key,
         EARLY, MASKED and k10 is None,
@@ -177,10 +179,10 @@ def _dq_of_tile(
         ds1 = narrow(e1 * (dp1 * inverse[:, None] - delta[:, None]), k00.dtype)
     # One part is written before the next is computed: that spares registers.
     dq0 = _dq_of_part(ds0, ds1, k00, k10, inverse, SMALL)
-    store_tile(dq, first, queries, dq_row, dq0, ROWS, 0, D0, D, UNIT, OFFSET, WHOLE)
+    store_rows(dq_at, first, queries, dq_row, dq0, ROWS, 0, D0, D, UNIT, OFFSET, WHOLE)
     if D1 > 0:
         dq1 = _dq_of_part(ds0, ds1, n01, n11, inverse, SMALL)
-        store_tile(dq, first, queries, dq_row, dq1, ROWS, D0, N1, D, UNIT, OFFSET, WHOLE)
+        store_rows(dq_at, first, queries, dq_row, dq1, ROWS, D0, N1, D, UNIT, OFFSET, WHOLE)
 
 
 @triton.jit
@@ -252,9 +254,15 @@ def attention_few_keys_dq_kernel(
     size = tl.minimum(tiles * ROWS, queries - begin)
     for tail in tl.static_range(2):
         first, last = turns(size, tail, ROWS)
+        q_at = row_at(q, begin + first, q_row, UNIT)
+        grad_out_at = row_at(grad_out, begin + first, grad_out_row, UNIT)
+        dq_at = row_at(dq, begin + first, dq_row, UNIT)
         for start in range(begin + first, begin + last, ROWS):
             _dq_of_tile(
-                grad_out, grad_out_row, q, q_row, k00, k01, k10, k11, n01, n11, v00, v01, v10, v11,
-                bias, bias_row, bias_key, dq, dq_row, scale, scale2, start, queries, keys,
+                grad_out_at, grad_out_row, q_at, q_row, k00, k01, k10, k11, n01, n11, v00, v01, v10, v11,
+                bias, bias_row, bias_key, dq_at, dq_row, scale, scale2, start, queries, keys,
                 D, D0, D1, N1, UNIT, OFFSET, EARLY, ROWS, KEYS0, MASKED, tail == 0,
             )  # fmt: skip
+            q_at = row_at(q_at, ROWS, q_row, UNIT)
+            grad_out_at = row_at(grad_out_at, ROWS, grad_out_row, UNIT)
+            dq_at = row_at(dq_at, ROWS, dq_row, UNIT)

@@ -21,9 +21,11 @@ from .attention_tiles import (
     exp2,
     head_of,
     load_bias,
+    load_rows,
     load_tile,
     only_columns,
     reciprocal,
+    row_at,
     start_of,
     store_tile,
 )
@@ -86,9 +88,11 @@ def attention_forward_kernel(
         acc1 = tl.zeros([ROWS, D1], tl.float32)
     for tail in tl.static_range(2):
         begin, end = turns(keys, tail, KEYS)
+        k_at = row_at(k, begin, k_row, UNIT)
+        v_at = row_at(v, begin, v_row, UNIT)
         for start in range(begin, end, KEYS):
-            k0 = load_tile(k, start, keys, k_row, KEYS, 0, D0, D, UNIT, OFFSET, tail == 0)
-            k1 = load_tile(k, start, keys, k_row, KEYS, D0, D1, D, UNIT, OFFSET, tail == 0)
+            k0 = load_rows(k_at, start, keys, k_row, KEYS, 0, D0, D, UNIT, OFFSET, tail == 0)
+            k1 = load_rows(k_at, start, keys, k_row, KEYS, D0, D1, D, UNIT, OFFSET, tail == 0)
             s = dot_rows(q0, q1, k0, k1, None)
             if EARLY:
                 s *= scale2
@@ -115,12 +119,14 @@ def attention_forward_kernel(
             acc0 *= kept[:, None]
             if D1 > 0:
                 acc1 *= kept[:, None]
-            v0 = load_tile(v, start, keys, v_row, KEYS, 0, D0, D, UNIT, OFFSET, tail == 0)
-            v1 = load_tile(v, start, keys, v_row, KEYS, D0, D1, D, UNIT, OFFSET, tail == 0)
+            v0 = load_rows(v_at, start, keys, v_row, KEYS, 0, D0, D, UNIT, OFFSET, tail == 0)
+            v1 = load_rows(v_at, start, keys, v_row, KEYS, D0, D1, D, UNIT, OFFSET, tail == 0)
             p = narrow(p, v0.dtype)
             acc0 = dot(p, v0, acc0)
             if D1 > 0:
                 acc1 = dot(p, v1, acc1)
+            k_at = row_at(k_at, KEYS, k_row, UNIT)
+            v_at = row_at(v_at, KEYS, v_row, UNIT)
     total = tl.where(total == 0, 1.0, total)
     inverse = reciprocal(total)[:, None]
     store_tile(out, first, queries, out_row, acc0 * inverse, ROWS, 0, D0, D, UNIT, OFFSET, False)
@@ -238,11 +244,13 @@ def attention_dq_kernel(
         acc1 = tl.zeros([ROWS, D1], tl.float32)
     for tail in tl.static_range(2):
         begin, end = turns(keys, tail, KEYS)
+        k_at = row_at(k, begin, k_row, UNIT)
+        v_at = row_at(v, begin, v_row, UNIT)
         for start in range(begin, end, KEYS):
-            k0 = load_tile(k, start, keys, k_row, KEYS, 0, D0, D, UNIT, OFFSET, tail == 0)
-            k1 = load_tile(k, start, keys, k_row, KEYS, D0, D1, D, UNIT, OFFSET, tail == 0)
-            v0 = load_tile(v, start, keys, v_row, KEYS, 0, D0, D, UNIT, OFFSET, tail == 0)
-            v1 = load_tile(v, start, keys, v_row, KEYS, D0, D1, D, UNIT, OFFSET, tail == 0)
+            k0 = load_rows(k_at, start, keys, k_row, KEYS, 0, D0, D, UNIT, OFFSET, tail == 0)
+            k1 = load_rows(k_at, start, keys, k_row, KEYS, D0, D1, D, UNIT, OFFSET, tail == 0)
+            v0 = load_rows(v_at, start, keys, v_row, KEYS, 0, D0, D, UNIT, OFFSET, tail == 0)
+            v1 = load_rows(v_at, start, keys, v_row, KEYS, D0, D1, D, UNIT, OFFSET, tail == 0)
             s = dot_rows(q0, q1, k0, k1, None)
             if EARLY:
                 s *= scale2
@@ -258,6 +266,8 @@ def attention_dq_kernel(
             acc0 = dot(ds, k0, acc0)
             if D1 > 0:
                 acc1 = dot(ds, k1, acc1)
+            k_at = row_at(k_at, KEYS, k_row, UNIT)
+            v_at = row_at(v_at, KEYS, v_row, UNIT)
     store_tile(dq, first, queries, dq_row, acc0 * scale, ROWS, 0, D0, D, UNIT, OFFSET, False)
     if D1 > 0:
         acc1 *= scale
@@ -310,7 +320,6 @@ def attention_dkdv_kernel(
     OFFSET: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
-    TURNS: tl.constexpr,  # that are one turn of the compiled loop
 ):
     batch, head, block = head_of(heads, blocks)
     grad_out = start_of(grad_out, grad_out_batch, grad_out_head, batch, head, UNIT)
@@ -335,14 +344,16 @@ def attention_dkdv_kernel(
         dv1 = tl.zeros([KEYS, D1], tl.float32)
     for tail in tl.static_range(2):
         begin, end = turns(queries, tail, ROWS)
-        for start in tl.range(begin, end, ROWS, loop_unroll_factor=1 if tail else TURNS):
-            q0 = load_tile(q, start, queries, q_row, ROWS, 0, D0, D, UNIT, OFFSET, tail == 0)
-            q1 = load_tile(q, start, queries, q_row, ROWS, D0, D1, D, UNIT, OFFSET, tail == 0)
-            g0 = load_tile(
-                grad_out, start, queries, grad_out_row, ROWS, 0, D0, D, UNIT, OFFSET, tail == 0
+        q_at = row_at(q, begin, q_row, UNIT)
+        grad_out_at = row_at(grad_out, begin, grad_out_row, UNIT)
+        for start in range(begin, end, ROWS):
+            q0 = load_rows(q_at, start, queries, q_row, ROWS, 0, D0, D, UNIT, OFFSET, tail == 0)
+            q1 = load_rows(q_at, start, queries, q_row, ROWS, D0, D1, D, UNIT, OFFSET, tail == 0)
+            g0 = load_rows(
+                grad_out_at, start, queries, grad_out_row, ROWS, 0, D0, D, UNIT, OFFSET, tail == 0
             )
-            g1 = load_tile(
-                grad_out, start, queries, grad_out_row, ROWS, D0, D1, D, UNIT, OFFSET, tail == 0
+            g1 = load_rows(
+                grad_out_at, start, queries, grad_out_row, ROWS, D0, D1, D, UNIT, OFFSET, tail == 0
             )
             rows = start + tl.arange(0, ROWS)
             if tail:
@@ -371,6 +382,8 @@ def attention_dkdv_kernel(
                 dk0 = dot(ds, q0, dk0)
                 if D1 > 0:
                     dk1 = dot(ds, q1, dk1)
+            q_at = row_at(q_at, ROWS, q_row, UNIT)
+            grad_out_at = row_at(grad_out_at, ROWS, grad_out_row, UNIT)
     if dk is not None:
         dk = start_of(dk, dk_batch, dk_head, batch, head, UNIT)
         store_tile(dk, first, keys, dk_row, dk0 * scale, KEYS, 0, D0, D, UNIT, OFFSET, False)

@@ -19,16 +19,13 @@ NOTHING = tl.constexpr(float("-inf"))
 def dot(a, b, start):
     """start + a @ b with float32 sums; ``start`` may be None, for zero.
 
-    float32 operands go through the tensor cores as three products of tfloat32 parts, which drops less
-    than 2^-21 of each product. Triton's interpreter multiplies bfloat16 wrongly: there, and only here,
-    operands are widened first, which changes nothing, since products of 16-bit floats are exact.
+    float32 operands are multiplied in float32, without tensor cores, which would shorten them. Triton's
+    interpreter multiplies bfloat16 wrongly: there, and only here, operands are widened first, which
+    changes nothing, since products of 16-bit floats are exact.
     """
     if INTERPRET:
-        return tl.dot(widen(a), widen(b), start, input_precision="ieee")
-    elif a.dtype == tl.float32:
-        return tl.dot(a, b, start, input_precision="tf32x3")
-    else:
-        return tl.dot(a, b, start)
+        a, b = widen(a), widen(b)
+    return tl.dot(a, b, start, input_precision="ieee")
 
 
 @triton.jit
@@ -77,24 +74,21 @@ def start_of(base, batch_stride, head_stride, batch, head, UNIT: tl.constexpr):
 
 
 @triton.jit
+def row_at(base, row, stride, UNIT: tl.constexpr):
+    """Where a row begins. Loops carry it from tile to tile, which spares them products in 64 bits."""
+    return base + tl.cast(row, tl.int64) * stride * UNIT
+
+
+@triton.jit
 def _places(
-    first,
-    stride,
-    ROWS: tl.constexpr,
-    COLUMN: tl.constexpr,
-    WIDTH: tl.constexpr,
-    UNIT: tl.constexpr,
-    OFFSET: tl.constexpr,
+    stride, ROWS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, OFFSET: tl.constexpr
 ):
     if OFFSET == 64:
-        stride = tl.cast(stride, tl.int64) * UNIT
-        rows = tl.arange(0, ROWS).to(tl.int64) * stride
+        stride = tl.cast(stride, tl.int64)
+        rows = tl.arange(0, ROWS).to(tl.int64) * (stride * UNIT)
     else:
-        stride = tl.cast(stride, tl.int32) * UNIT
-        rows = tl.arange(0, ROWS) * stride
-    return tl.cast(first, tl.int64) * stride, rows[:, None] + (COLUMN + tl.arange(0, WIDTH))[
-        None, :
-    ]
+        rows = tl.arange(0, ROWS) * (tl.cast(stride, tl.int32) * UNIT)
+    return rows[:, None] + tl.arange(0, WIDTH)[None, :]
 
 
 @triton.jit
@@ -116,9 +110,9 @@ def _inside(
 
 
 @triton.jit
-def load_tile(
-    base,  # *float, a head's first row
-    first,  # int32, first row of the tile
+def load_rows(
+    at,  # *float, the tile's first row
+    first,  # int32, its number
     count,  # int32, rows of the head
     stride,  # between rows, in units
     ROWS: tl.constexpr,
@@ -133,17 +127,37 @@ def load_tile(
     if ROWS * WIDTH == 0:
         return None
     else:
-        start, places = _places(first, stride, ROWS, COLUMN, WIDTH, UNIT, OFFSET)
+        # The column last: the parts of a head then have addresses in common, up to a constant.
+        places = at + _places(stride, ROWS, WIDTH, UNIT, OFFSET) + COLUMN
         inside = _inside(first, count, ROWS, COLUMN, WIDTH, D, WHOLE)
         if inside is None:
-            return tl.load(base + start + places)
+            return tl.load(places)
         else:
-            return tl.load(base + start + places, mask=inside, other=0.0)
+            return tl.load(places, mask=inside, other=0.0)
 
 
 @triton.jit
-def store_tile(
-    base,
+def load_tile(
+    base,  # *float, a head's first row
+    first,
+    count,
+    stride,
+    ROWS: tl.constexpr,
+    COLUMN: tl.constexpr,
+    WIDTH: tl.constexpr,
+    D: tl.constexpr,
+    UNIT: tl.constexpr,
+    OFFSET: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """`load_rows`, of a head."""
+    at = row_at(base, first, stride, UNIT)
+    return load_rows(at, first, count, stride, ROWS, COLUMN, WIDTH, D, UNIT, OFFSET, WHOLE)
+
+
+@triton.jit
+def store_rows(
+    at,
     first,
     count,
     stride,
@@ -156,9 +170,29 @@ def store_tile(
     OFFSET: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    start, places = _places(first, stride, ROWS, COLUMN, WIDTH, UNIT, OFFSET)
+    places = at + _places(stride, ROWS, WIDTH, UNIT, OFFSET) + COLUMN
     inside = _inside(first, count, ROWS, COLUMN, WIDTH, D, WHOLE)
-    tl.store(base + start + places, narrow(value, base.dtype.element_ty), mask=inside)
+    tl.store(places, narrow(value, at.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def store_tile(
+    base,  # *float, a head's first row
+    first,
+    count,
+    stride,
+    value,
+    ROWS: tl.constexpr,
+    COLUMN: tl.constexpr,
+    WIDTH: tl.constexpr,
+    D: tl.constexpr,
+    UNIT: tl.constexpr,
+    OFFSET: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """`store_rows`, of a head."""
+    at = row_at(base, first, stride, UNIT)
+    store_rows(at, first, count, stride, value, ROWS, COLUMN, WIDTH, D, UNIT, OFFSET, WHOLE)
 
 
 @triton.jit

@@ -265,13 +265,12 @@ def _variant(name: str, shape: str, launch: Launch, tuned: bool) -> Variant:
 
 
 def _pairs(arguments: Mapping[str, Any]) -> int | None:
-    """Of the attention kernels, which name their tiles alike: those pairs only that exist."""
+    """Of the attention kernels, which name their tiles alike; those of padding, too."""
     if "KEPT" in arguments or "CHUNK" in arguments:
         return None
-    turns = arguments.get("TURNS", 1)
     if "KEYS0" in arguments:
-        return int(arguments["ROWS"] * arguments["keys"] * turns)
-    return int(arguments["ROWS"] * arguments["KEYS"] * turns) if "KEYS" in arguments else 0
+        return int(arguments["ROWS"] * (arguments["KEYS0"] + arguments["KEYS1"]))
+    return int(arguments["ROWS"] * arguments["KEYS"]) if "KEYS" in arguments else 0
 
 
 @cache
@@ -611,7 +610,7 @@ def _attention_backward() -> Iterator[Case]:
         yield case(dim, 77, BF16, image)
     for dim in (40, 64, 80, 128, 160, 512):
         yield case(dim, 1024, BF16, everything)
-    for keys in (96, 128):
+    for keys in (96, 100, 128):
         yield case(64, keys, BF16, image)
     yield case(64, 77, F16, image)
     for dim, dtype in ((64, F16), (64, F32), (128, F32)):
