@@ -61,6 +61,16 @@ class Products:
     tensor: int  # instructions that the products need: no more of them than that
     limit: float | None  # warp instructions a pair on sm_80, at most
     alike: int = 0  # of `tensor`: that compute what others do, so that ptxas may leave them out
+    #: Of the whole kernel, where other loops beside the main one multiply: no more of them than that.
+    whole: int | None = None
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The main loop of a kernel that multiplies matrices in float32, without tensor cores."""
+
+    fma: int  # instructions of a turn that the product needs: exactly so many
+    share: float  # of a turn's instructions that they are, at least
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,7 @@ class Form:
     products: Products | None = None
     dynamic: int = 0  # bytes of shared memory that a launch asks for
     tiles: TileProducts | None = None
+    fused: Fused | None = None
 
     @property
     def title(self) -> str:
@@ -141,6 +152,8 @@ def failures(form: Form, architecture: str, code: Code) -> list[str]:
         found += _stream_failures(form, form.stream, architecture, code)
     if form.tiles is not None:
         found += _tile_failures(form, form.tiles, architecture, code)
+    if form.fused is not None:
+        found += _fused_failures(form.fused, code)
     return found
 
 
@@ -149,9 +162,23 @@ def _product_failures(products: Products, architecture: str, code: Code) -> Iter
     if not products.tensor - products.alike <= tensor <= products.tensor:
         yield f"{tensor} tensor-core instructions in the main loop, the products need {products.tensor}"
         return
+    if products.whole is not None and code.products != products.whole:
+        yield f"{code.products} tensor-core instructions in all, the products need {products.whole}"
+        return
     each = code.turn / products.pairs
     if architecture == "80" and products.limit is not None and each > products.limit:
         yield f"{each:.4f} instructions a pair of query and key, at most {products.limit:g} are allowed"
+
+
+def _fused_failures(fused: Fused, code: Code) -> Iterator[str]:
+    fma = code.count("FFMA")
+    if fma != fused.fma:
+        yield f"{fma} fused multiply-adds in the main loop, the product needs {fused.fma}"
+    elif fma < fused.share * code.turn:
+        yield (
+            f"{fma} of {code.turn} instructions of the main loop multiply, at least"
+            f" {fused.share:.0%} are demanded"
+        )
 
 
 def pairs_cost(form: Form, code: Code) -> float | None:
