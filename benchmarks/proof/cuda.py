@@ -235,8 +235,8 @@ def _dq_one_tile_by_query(t: str, dim: str) -> Gate:
 def _tiled(
     dim: str, tiles: int, products: int, weighted: int, limit: float | None = None, rows: int = 64
 ) -> Gate:
-    """A loop over tiles of 64 rows, so many at a time, of so many products over columns and over
-    rows."""
+    """A loop over tiles of 64 rows, written out for so many, of so many products over columns and
+    over rows."""
     d = int(dim)
     n = tiles * rows // 8
     tensor = n * products * _steps(d) + n // 2 * weighted * d // 8
@@ -264,7 +264,8 @@ _SHARE_OF_DQ = 0.43
 @gate("attention_backward", "attention_dq")
 def _dq(t: str, dim: str) -> Gate:
     whole = FLASH_ATTENTION_2.get(int(dim))
-    return _tiled(dim, 1, 2, 1, None if whole is None else _SHARE_OF_DQ * whole)
+    limit = None if whole is None else _SHARE_OF_DQ * whole
+    return _tiled(dim, 1, 2, 1, limit, rows=64 if int(dim) <= 128 else 32)
 
 
 @gate("attention_backward", "attention_dkdv")
@@ -275,12 +276,12 @@ def _dkdv(t: str, dim: str) -> Gate:
 
 @gate("attention_backward", "attention_dk")
 def _dk(t: str, dim: str) -> Gate:
-    return _tiled(dim, 1, 2, 1)
+    return _tiled(dim, 1, 2, 1, rows=32)
 
 
 @gate("attention_backward", "attention_dv")
 def _dv(t: str, dim: str) -> Gate:
-    return _tiled(dim, 1, 1, 1)
+    return _tiled(dim, 1, 1, 1, rows=32)
 
 
 @gate("attention_backward", "attention_dq_biased")

@@ -194,8 +194,8 @@ __device__ __forceinline__ void attend(const Blocks& p) {
     const Tile own(thread);
     Feed<Tile, kWanted> feed(p, shared);
 
-    // Of queries, in order, as many as threads: what P is divided by, and delta. The barrier before
-    // they are read comes with the next stage; after that, with the weights' stages.
+    // Of so many queries in order: logarithms of sums, and delta. The stages of the scores bring
+    // the barrier before these are read, those of the sums the one before they are written again.
     const auto put_statistics = [&](int query, int count) {
         if (thread >= count) return;
         const float2 both = load_global(statistics + min(query + thread, p.shape.queries - 1));

@@ -180,6 +180,8 @@ struct FloatTile {
     }
 };
 
+// The 1 lets ptxas use all registers, where otherwise it may aim for more blocks, and spill; of
+// dkdv it is the other way round.
 template <int kDim>
 __global__ void __launch_bounds__(FloatTile<kDim>::kThreads, 1)
     attention_float_forward(const __grid_constant__ Blocks p) {
@@ -199,7 +201,7 @@ __global__ void __launch_bounds__(OneTile<kDim>::kThreads, 1)
     attend<OneTile<kDim>, Wanted::dq_of_one_tile>(p);
 }
 template <int kDim>
-__global__ void __launch_bounds__(FloatTile<kDim>::kThreads, 1)
+__global__ void __launch_bounds__(FloatTile<kDim>::kThreads)
     attention_float_dkdv(const __grid_constant__ Blocks p) {
     attend<FloatTile<kDim>, Wanted::dk_and_dv>(p);
 }
