@@ -232,12 +232,12 @@ udp::Heads heads_of(const py::object& object) {
             t[3].cast<int64_t>()};
 }
 
-// (address, batch stride, head stride, key stride) or None
-udp::KeyBias key_bias(const py::object& object) {
+// (address, strides of batch, head, query and key) or None
+udp::Bias bias_of(const py::object& object) {
     if (object.is_none()) return {};
     const py::tuple t = py::reinterpret_borrow<py::tuple>(object);
     return {address<const float>(t[0].cast<uintptr_t>()), t[1].cast<int64_t>(),
-            t[2].cast<int64_t>(), t[3].cast<int64_t>()};
+            t[2].cast<int64_t>(), t[3].cast<int64_t>(), t[4].cast<int32_t>()};
 }
 
 // (batch, heads, queries, keys, dim, dtype, scale)
@@ -259,9 +259,11 @@ void attention_one_tile(const py::tuple& shape, const py::tuple& grad_out, const
     const udp::AttentionShape s = attention_shape(shape);
     const udp::Heads go = heads_of(grad_out), from_q = heads_of(q), from_k = heads_of(k),
                      from_v = heads_of(v), to = heads_of(dq);
-    const udp::KeyBias b = key_bias(bias);
-    const int error =
-        udp_attention_one_tile(&s, &go, &from_q, &from_k, &from_v, &b, &to, address<void>(stream));
+    const udp::Bias b = bias_of(bias);
+    const auto launch = s.type == udp::DType::float32 ? udp_attention_float_one_tile
+                        : s.dim > 160                 ? udp_attention_wide_one_tile
+                                                      : udp_attention_one_tile;
+    const int error = launch(&s, &go, &from_q, &from_k, &from_v, &b, &to, address<void>(stream));
     check("attention_backward", error, words(s));
 }
 
@@ -270,9 +272,12 @@ void attention(const py::tuple& shape, const py::tuple& q, const py::tuple& k, c
     const udp::AttentionShape s = attention_shape(shape);
     const udp::Heads from_q = heads_of(q), from_k = heads_of(k), from_v = heads_of(v),
                      to = heads_of(out);
-    const udp::KeyBias b = key_bias(bias);
-    const int error = udp_attention(&s, &from_q, &from_k, &from_v, &b, &to, address<float>(lse),
-                                    address<void>(stream));
+    const udp::Bias b = bias_of(bias);
+    const auto launch = s.type == udp::DType::float32 ? udp_attention_float
+                        : s.dim > 160                 ? udp_attention_wide
+                                                      : udp_attention;
+    const int error =
+        launch(&s, &from_q, &from_k, &from_v, &b, &to, address<float>(lse), address<void>(stream));
     check("attention", error, words(s));
 }
 
@@ -285,10 +290,12 @@ void attention_backward(const py::tuple& shape, const py::tuple& grad_out, const
     const udp::Heads go = heads_of(grad_out), from_q = heads_of(q), from_k = heads_of(k),
                      from_v = heads_of(v), o = heads_of(out), to_q = heads_of(dq),
                      to_k = heads_of(dk), to_v = heads_of(dv);
-    const udp::KeyBias b = key_bias(bias);
-    const int error = udp_attention_backward(&s, &go, &from_q, &from_k, &from_v, &b, &o,
-                                             address<const float>(lse), &to_q, &to_k, &to_v,
-                                             address<void>(workspace), address<void>(stream));
+    const udp::Bias b = bias_of(bias);
+    const auto launch = s.type == udp::DType::float32 ? udp_attention_float_backward
+                        : s.dim > 160                 ? udp_attention_wide_backward
+                                                      : udp_attention_backward;
+    const int error = launch(&s, &go, &from_q, &from_k, &from_v, &b, &o, address<const float>(lse),
+                             &to_q, &to_k, &to_v, address<void>(workspace), address<void>(stream));
     check("attention_backward", error, words(s));
 }
 

@@ -25,7 +25,7 @@ from types import ModuleType
 
 from . import cache as kept
 from .chips import REGISTERS
-from .form import ONLY_DQ, Form, Products, Sizes, Stream, whole_backward
+from .form import ONLY_DQ, Form, Fused, Products, Sizes, Stream, whole_backward
 from .machine_code import Code, read, run
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +57,8 @@ class Gate:
     blocks: int | None = None
     shared: int = 0  # bytes of a block, at most
     products: Products | None = None
+    fused: Fused | None = None
+    threads: int | None = None  # of a block; None: walk.cuh's
     registers: int | None = None  # in place of what blocks allow
     dynamic: int = 0  # bytes of shared memory that a launch asks for
 
@@ -234,11 +236,11 @@ def _steps(dim: int) -> int:
 
 @gate("attention_backward", "attention_dq_one_tile")
 def _dq_one_tile(t: str, dim: str, keys: str, tiles: str) -> Gate:
+    """S and dP, the bias as a product, and dq from 16 keys at a time."""
     d, m, r = int(dim), int(keys), int(tiles)
     n = r * m // 8  # blocks of 16 queries and eight keys
     products = Products(
         pairs=16 * r * m,
-        # S and dP, the bias as a product, and dq from 16 keys at a time
         tensor=n * (2 * _steps(d) + 1) + n // 2 * d // 8,
         limit=ONLY_DQ.get(d),
         alike=n // r * (r - 1),  # the bias of one 16 rows and of the next
@@ -247,13 +249,24 @@ def _dq_one_tile(t: str, dim: str, keys: str, tiles: str) -> Gate:
     return Gate(products=products, registers=255, dynamic=_tile_bytes(m, d) + 16 * m)
 
 
-def _tiled(dim: str, tiles: int, products: int, weighted: int, limit: float | None) -> Gate:
-    """A loop over tiles of 64 rows, of so many products over columns and over rows."""
+@gate("attention_backward", "attention_dq_one_tile_by_query")
+def _dq_one_tile_by_query(t: str, dim: str) -> Gate:
+    """The same of 16 queries and 128 keys; the bias comes from memory instead."""
+    d, n = int(dim), 128 // 8
+    products = Products(16 * 128, n * 2 * _steps(d) + n // 2 * d // 8, None)
+    return Gate(products=products, registers=255, dynamic=_tile_bytes(128, d) + 16 * 128)
+
+
+def _tiled(
+    dim: str, tiles: int, products: int, weighted: int, limit: float | None = None, rows: int = 64
+) -> Gate:
+    """A loop over tiles of 64 rows, written out for so many, of so many products over columns and
+    over rows."""
     d = int(dim)
-    n = tiles * 64 // 8
+    n = tiles * rows // 8
     tensor = n * products * _steps(d) + n // 2 * weighted * d // 8
     return Gate(
-        products=Products(16 * tiles * 64, tensor, limit),
+        products=Products(16 * tiles * rows, tensor, limit),
         registers=255,
         dynamic=2 * _tile_bytes(64, d) + 1024,
     )
@@ -261,7 +274,12 @@ def _tiled(dim: str, tiles: int, products: int, weighted: int, limit: float | No
 
 @gate("attention", "attention_forward")
 def _forward(t: str, dim: str, tiles: str) -> Gate:
-    return _tiled(dim, int(tiles), 1, 1, None)
+    return _tiled(dim, int(tiles), 1, 1)
+
+
+@gate("attention", "attention_forward_biased")
+def _forward_biased(t: str, dim: str, tiles: str) -> Gate:
+    return _tiled(dim, int(tiles), 1, 1)
 
 
 #: The two kernels of dq, dk and dv together need no more than FlashAttention-2's one; dq's part of it.
@@ -271,13 +289,119 @@ _SHARE_OF_DQ = 0.43
 @gate("attention_backward", "attention_dq")
 def _dq(t: str, dim: str) -> Gate:
     whole = whole_backward(int(dim))
-    return _tiled(dim, 1, 2, 1, None if whole is None else _SHARE_OF_DQ * whole)
+    limit = None if whole is None else _SHARE_OF_DQ * whole
+    return _tiled(dim, 1, 2, 1, limit, rows=64 if int(dim) <= 128 else 32)
 
 
 @gate("attention_backward", "attention_dkdv")
 def _dkdv(t: str, dim: str) -> Gate:
     whole = whole_backward(int(dim))
     return _tiled(dim, 1, 2, 2, None if whole is None else (1 - _SHARE_OF_DQ) * whole)
+
+
+@gate("attention_backward", "attention_dk")
+def _dk(t: str, dim: str) -> Gate:
+    return _tiled(dim, 1, 2, 1, rows=32)
+
+
+@gate("attention_backward", "attention_dv")
+def _dv(t: str, dim: str) -> Gate:
+    return _tiled(dim, 1, 1, 1, rows=32)
+
+
+@gate("attention_backward", "attention_dq_biased")
+def _dq_biased(t: str, dim: str) -> Gate:
+    return _tiled(dim, 1, 2, 1, rows=16)
+
+
+@gate("attention_backward", "attention_dkdv_biased")
+def _dkdv_biased(t: str, dim: str) -> Gate:
+    return _tiled(dim, 1, 2, 2, rows=16)
+
+
+@gate("attention_backward", "attention_dk_biased")
+def _dk_biased(t: str, dim: str) -> Gate:
+    return _tiled(dim, 1, 2, 1, rows=16)
+
+
+@gate("attention_backward", "attention_dv_biased")
+def _dv_biased(t: str, dim: str) -> Gate:
+    return _tiled(dim, 1, 1, 1, rows=16)
+
+
+def _blocks_bytes(columns: int, stride: int, rows: int, weights: int, parts: int) -> int:
+    """Shared memory of attention_blocks.cuh: three stages, which hold 80 bytes of 64 rows and of a
+    tile's columns, or so many whole rows; weights of so many bytes a row; a row's partial results; two
+    numbers a row or column."""
+    stages = 3 * max((64 + columns) * 80, rows * stride)
+    return stages + 64 * (weights + 4 * parts) + 8 * max(64, columns)
+
+
+def _wide(scores: int) -> Gate:
+    """A warp's loops: 64 columns of the sums of 64 rows by 16 of the other side, of which the eight
+    warps of a block do a share each; and before it 32 by 32 scores, 32 columns a turn."""
+    return Gate(
+        products=Products(64 * 16 // 8, tensor=32, limit=None, whole=32 + scores * 16),
+        registers=255,
+        threads=256,
+        dynamic=_blocks_bytes(128, 1040, 16, 2 * 136, 4),
+    )
+
+
+@gate("attention", "attention_wide_forward")
+def _wide_forward(t: str) -> Gate:
+    return _wide(1)
+
+
+@gate("attention_backward", "attention_wide_dq")
+def _wide_dq(t: str) -> Gate:
+    return _wide(2)
+
+
+@gate("attention_backward", "attention_wide_dq_one_tile")
+def _wide_dq_one_tile(t: str) -> Gate:
+    return _wide(2)
+
+
+@gate("attention_backward", "attention_wide_dk")
+def _wide_dk(t: str) -> Gate:
+    return _wide(2)
+
+
+@gate("attention_backward", "attention_wide_dv")
+def _wide_dv(t: str) -> Gate:
+    return _wide(1)
+
+
+def _float(dim: str, scores: int = 4) -> Gate:
+    """Eight rows and so many columns of scores a thread, by the columns of a stage; or eight rows and its
+    share of the columns of sums, by the rows of a stage: whichever is more."""
+    d = int(dim)
+    groups = 32 if d > 160 else 20 if d % 5 == 0 else 16
+    columns = scores * groups
+    depth, rows = 20 if d % 20 == 0 else 16, 8 if d > 256 else 16
+    fma = max(8 * scores * depth, rows * 8 * d // groups)
+    return Gate(
+        fused=Fused(fma, share=0.7),
+        registers=255,
+        threads=8 * groups,
+        dynamic=_blocks_bytes(columns, 4 * d, rows, 4 * (columns + 4), groups // 4),
+    )
+
+
+for _op, _kernel in (
+    ("attention", "forward"),
+    ("attention_backward", "dq"),
+    ("attention_backward", "dkdv"),
+    ("attention_backward", "dk"),
+    ("attention_backward", "dv"),
+):
+    gate(_op, f"attention_float_{_kernel}")(_float)
+
+
+@gate("attention_backward", "attention_float_dq_one_tile")
+def _float_dq_one_tile(dim: str) -> Gate:
+    return _float(dim, scores=5 if dim in ("64", "128") else 4)
 
 
 @gate("attention_backward", "attention_delta")
@@ -352,7 +476,7 @@ def form_of(signature: str) -> Form:
         op=registered.op,
         kernel=kernel,
         label=label,
-        threads=threads(),
+        threads=made.threads or threads(),
         shared=made.shared,
         registers=made.registers or REGISTERS // (blocks * threads()) // 8 * 8,
         stream=made.stream,
@@ -360,6 +484,7 @@ def form_of(signature: str) -> Form:
         draws=made.draws,
         products=made.products,
         dynamic=made.dynamic,
+        fused=made.fused,
     )
 
 

@@ -79,6 +79,16 @@ class Products:
     limit: float | None = None  # warp instructions a pair on sm_80, at most
     alike: int = 0  # of `tensor`: that compute what others do, so that ptxas may leave them out
     keys: int | None = None  # of the one tile that holds all of a head's
+    #: Of the whole kernel, where other loops beside the main one multiply: no more of them than that.
+    whole: int | None = None
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The main loop of a kernel that multiplies matrices in float32, without tensor cores."""
+
+    fma: int  # instructions of a turn that the product needs: exactly so many
+    share: float  # of a turn's instructions that they are, at least
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,7 @@ class Form:
     draws: bool = False  # random numbers
     products: Products | None = None
     dynamic: int = 0  # bytes of shared memory that a launch asks for
+    fused: Fused | None = None
 
     @property
     def title(self) -> str:
@@ -147,6 +158,8 @@ def failures(form: Form, architecture: str, code: Code) -> list[str]:
         found += _product_failures(form.products, architecture, code)
     if form.stream is not None:
         found += _stream_failures(form, form.stream, architecture, code)
+    if form.fused is not None:
+        found += _fused_failures(form.fused, code)
     return found
 
 
@@ -167,6 +180,8 @@ def _product_failures(products: Products, architecture: str, code: Code) -> Iter
         and not products.tensor - products.alike <= tensor <= products.tensor
     ):
         yield f"{tensor} tensor-core instructions in the main loop, the products need {products.tensor}"
+    elif products.whole is not None and code.products != products.whole:
+        yield f"{code.products} tensor-core instructions in all, the products need {products.whole}"
     elif architecture == "80" and products.limit is not None:
         each = pair_cost(products, code)
         if each is None or each > products.limit:
@@ -175,6 +190,17 @@ def _product_failures(products: Products, architecture: str, code: Code) -> Iter
                 f"{counted} instructions a pair of query and key, at most {products.limit:g} are"
                 " allowed"
             )
+
+
+def _fused_failures(fused: Fused, code: Code) -> Iterator[str]:
+    fma = code.count("FFMA")
+    if fma != fused.fma:
+        yield f"{fma} fused multiply-adds in the main loop, the product needs {fused.fma}"
+    elif fma < fused.share * code.turn:
+        yield (
+            f"{fma} of {code.turn} instructions of the main loop multiply, at least"
+            f" {fused.share:.0%} are demanded"
+        )
 
 
 def _stream_failures(form: Form, stream: Stream, architecture: str, code: Code) -> Iterator[str]:

@@ -53,6 +53,9 @@ class Code:
 #: Of 16-bit floats or tfloat32: since 8.0, on 9.0 by four warps together, on 10.0.
 PRODUCTS = ("HMMA", "HGMMA", "UTCHMMA")
 
+#: So many fused multiply-adds in one turn of a loop make it a product of matrices.
+MATRIX_FMA = 200
+
 _KINDS = {"LDG": "load", "LD": "load", "LDGSTS": "load", "STG": "store", "ST": "store"}
 _WIDTHS = {"256": 32, "128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 
@@ -269,7 +272,7 @@ def _turn(blocks: list[Block], order: list[int], loop: Loop) -> list[int]:
 
 def _code(blocks: list[Block], used: dict[str, int]) -> Code:
     order = _order(blocks)
-    best: tuple[int, int, int, int] = (0, 0, 0, 0)
+    best = (0, 0, 0, 0, 0)
     loop: Counter[str] = Counter()
     widths: set[int] = set()
     for candidate in _loops(blocks, order):
@@ -278,12 +281,15 @@ def _code(blocks: list[Block], used: dict[str, int]) -> Code:
         whole = [
             o for b in turn for i, o in enumerate(blocks[b].opcodes) if i not in blocks[b].masked
         ]
+        # Where there are none, but a product of matrices all the same, its loop.
+        fused = sum(opcode.split(".")[0] == "FFMA" for opcode in opcodes)
+        fused = fused if fused >= MATRIX_FMA else 0
         # Where there are tensor cores, the loop that keeps them busy; of two that do so alike, one for
         # whole tiles and one with masks for the last or for a bias, the former, which is shorter.
         products = sum(opcode.split(".")[0] in PRODUCTS for opcode in opcodes)
         length = -len(opcodes) if products else 0
         # Loops over whole groups have no masks, and move more than those over what remains.
-        weight = (products, length, _moved(whole), _moved(opcodes))
+        weight = (products, 0 if products else fused, length, _moved(whole), _moved(opcodes))
         if weight > best:
             best, loop = weight, Counter(opcodes)
             accesses = map(global_access, (o for b in candidate.body for o in blocks[b].opcodes))

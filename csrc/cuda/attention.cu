@@ -9,19 +9,19 @@ namespace {
 struct Forward {
     AttentionShape shape;
     Operand q, k, v, out;
-    KeyBias bias;
+    Bias bias;
     float* lse;
 };
 
-template <class Half, int kDim, int kTiles>
-__global__ void __launch_bounds__(kAttentionThreads)
-    attention_forward(const __grid_constant__ Forward p) {
+template <class Half, int kDim, int kTiles, bool kBiased>
+__device__ __forceinline__ void forward(const Forward& p) {
     UDP_DYNAMIC_SHARED(uint16_t, shared);
     const Tiles<kDim> tiles{shared};
     const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, g = lane / 4,
               t = lane % 4;
     const int first = (static_cast<int>(blockIdx.x) * kAttentionWarps + thread / 32) * 16 * kTiles;
-    const float scale = p.shape.scale * kLog2E, inverse_scale = 1.0f / p.shape.scale;
+    const float scale = p.shape.scale * kLog2E;
+    [[maybe_unused]] const float inverse_scale = 1.0f / p.shape.scale;
     const LaneOf<kDim> lane_of(lane);
     Fixed<kDim, kTiles> q;
     q.fetch(p.q.of_block(), first, p.shape.queries, g, t);
@@ -29,23 +29,18 @@ __global__ void __launch_bounds__(kAttentionThreads)
     float sums[kTiles][kDim / 8][4] = {}, most[kTiles][2], sum[kTiles][2] = {};
 #pragma unroll
     for (int i = 0; i < 2 * kTiles; ++i) most[i / 2][i % 2] = kLeastMaximum;
-    for_tiles(
-        tiles, p.k.of_block(), p.v.of_block(), p.shape.keys, p.bias.data != nullptr,
-        [&](int tile, auto masked) {
+    for_tiles<kBiased ? Masks::all : Masks::last>(
+        tiles, p.k.of_block(), p.v.of_block(), p.shape.keys, [&](int tile, auto masked) {
             float s[kTileRows / 16][kTiles][2][4] = {};
 #pragma unroll
             for (int i = 0; i < kTileRows / 16; ++i) {
                 along<Half>(s[i], q, tiles.first(tile) + 16 * i * Columns<kDim>::kStride, lane_of);
                 if constexpr (decltype(masked)::value) {
-#pragma unroll
-                    for (int j = 0; j < 4; ++j) {
-                        const int key = tile * kTileRows + 16 * i + j / 2 * 8 + 2 * t + j % 2;
-                        const float before = bias_before(p.bias, key, p.shape.keys, inverse_scale);
-#pragma unroll
-                        for (int r = 0; r < kTiles; ++r) {
-                            s[i][r][j / 2][j % 2] += before;
-                            s[i][r][j / 2][j % 2 + 2] += before;
-                        }
+                    const int key = tile * kTileRows + 16 * i + 2 * t;
+                    if constexpr (kBiased) {
+                        add_bias(s[i], p.bias, p.shape, first + g, key, inverse_scale);
+                    } else {
+                        mask(s[i], key, p.shape.keys);
                     }
                 }
             }
@@ -103,18 +98,33 @@ __global__ void __launch_bounds__(kAttentionThreads)
     store_rows<Half, kDim>(p.out.of_block(), sums, inverse, first, p.shape.queries, g, t);
 }
 
+template <class Half, int kDim, int kTiles>
+__global__ void __launch_bounds__(kAttentionThreads)
+    attention_forward(const __grid_constant__ Forward p) {
+    forward<Half, kDim, kTiles, false>(p);
+}
+template <class Half, int kDim, int kTiles>
+__global__ void __launch_bounds__(kAttentionThreads)
+    attention_forward_biased(const __grid_constant__ Forward p) {
+    forward<Half, kDim, kTiles, true>(p);
+}
+
 template <class Half, int kDim>
 cudaError_t run(const Forward& p, cudaStream_t stream) {
     constexpr int kTiles = kDim <= 64 ? 2 : 1;
-    constexpr auto kKernel = attention_forward<Half, kDim, kTiles>;
-    return launch_tiles<kKernel, kDim, kTiles>(p.shape, p.shape.queries, stream, p);
+    const auto launch = [&](auto kernel) {
+        return launch_tiles<decltype(kernel)::value, kDim, kTiles>(p.shape, p.shape.queries, stream,
+                                                                   p);
+    };
+    return p.bias.data == nullptr ? launch(kernel_of<attention_forward<Half, kDim, kTiles>>)
+                                  : launch(kernel_of<attention_forward_biased<Half, kDim, kTiles>>);
 }
 
 }  // namespace
 }  // namespace udp
 
 int udp_attention(const udp::AttentionShape* shape, const udp::Heads* q, const udp::Heads* k,
-                  const udp::Heads* v, const udp::KeyBias* bias, const udp::Heads* out, float* lse,
+                  const udp::Heads* v, const udp::Bias* bias, const udp::Heads* out, float* lse,
                   void* stream) {
     using udp::Operand;
     const udp::Forward p{*shape, Operand(*q), Operand(*k), Operand(*v), Operand(*out), *bias, lse};

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "instructions.cuh"
 #include "launch.cuh"
@@ -50,6 +51,14 @@ struct Columns {
     }
 };
 
+template <class T>
+struct Type {
+    using type = T;
+};
+// A kernel as a value whose type says which.
+template <auto kKernel>
+constexpr std::integral_constant<decltype(kKernel), kKernel> kernel_of{};
+
 // The rows of one head of one batch, a number of bytes apart.
 struct Rows {
     unsigned char* data;
@@ -67,11 +76,11 @@ struct Operand {
     int32_t row;
 
     Operand() = default;
-    explicit Operand(const Heads& h)
+    explicit Operand(const Heads& h, int itemsize = 2)
         : data(static_cast<unsigned char*>(h.data)),
-          batch(2 * h.batch),
-          head(2 * h.head),
-          row(static_cast<int32_t>(2 * h.row)) {}
+          batch(itemsize * h.batch),
+          head(itemsize * h.head),
+          row(static_cast<int32_t>(itemsize * h.row)) {}
 
     // Of this block's head: the grid's y and z are heads and batch.
     __device__ __forceinline__ Rows of_block() const {
@@ -79,6 +88,10 @@ struct Operand {
     }
 };
 
+// The same number, which ptxas does not know.
+__device__ __forceinline__ int kept(int number) {
+    return __shfl_sync(0xffffffffu, number, static_cast<int>(threadIdx.x) % 32);
+}
 // The same pointer, kept in registers: one that ptxas can compute it computes anew at each use.
 __device__ __forceinline__ unsigned char* kept(unsigned char* pointer) {
     return reinterpret_cast<unsigned char*>(
@@ -95,18 +108,25 @@ __device__ __forceinline__ float quad_sum(float x) {
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
+// Where there is a bias: that of a query of this block's head, one that there is.
+__device__ __forceinline__ const float* bias_row(const Bias& bias, int query) {
+    return bias.data + (blockIdx.z * bias.batch + blockIdx.y * bias.head + query * bias.query);
+}
+// Of that a key's, finite where it is; -inf where there is no such key.
+__device__ __forceinline__ float bias_at(const float* row, const Bias& bias, int key, int keys) {
+    const float value = load_global<Cache::read_only>(row + int64_t{min(key, keys - 1)} * bias.key);
+    const float finite = fminf(fmaxf(value, -kMostBias), kMostBias);
+    return key >= keys || value == -kInfinity ? -kInfinity : finite;
+}
+
 // What a key adds to the accumulators of its scores, which are multiplied by the scale later: its
 // bias over the scale, -inf where there is no such key. A tensor core adds it, as the product of a
 // row of ones and three bfloat16 whose sum is the float: eight columns more of q and k. Finite bias
 // stays finite, or a row in which all keys have the lowest float would be taken for one without
 // keys.
-__device__ __forceinline__ uint4 bias_columns(const KeyBias& bias, int key, int keys, float scale) {
+__device__ __forceinline__ uint4 bias_columns(const Bias& bias, int key, int keys, float scale) {
     float value = key < keys ? 0.0f : -kInfinity;
-    if (key < keys && bias.data != nullptr) {
-        value = load_global<Cache::read_only>(bias.data + blockIdx.z * bias.batch +
-                                              blockIdx.y * bias.head + key * bias.key);
-        if (value != -kInfinity) value = fminf(fmaxf(value, -kMostBias), kMostBias) / scale;
-    }
+    if (bias.data != nullptr) value = bias_at(bias_row(bias, 0), bias, key, keys) / scale;
     uint32_t part[3] = {pack<__nv_bfloat16>(value, 0.0f), 0, 0};
 #pragma unroll
     for (int i = 1; i < 3; ++i) {

@@ -23,7 +23,7 @@ namespace {
 struct OneTile {
     AttentionShape shape;
     Operand grad_out, q, k, v, dq;
-    KeyBias bias;
+    Bias bias;
     float scale;        // what is left of it: k is multiplied by a power of two in shared memory,
     uint32_t k_factor;  // these two float16
     uint32_t all_bits;  // all ones; see `multiply`
@@ -213,6 +213,27 @@ __device__ __forceinline__ void add_bias(float (&sums)[kTiles][kKeys / 8][4],
     }
 }
 
+// The same of a bias that differs between queries, which comes from memory: of rows[r][h], and of
+// keys from `key` on, this lane's first.
+template <int kKeys, int kTiles>
+__device__ __forceinline__ void add_bias(float (&sums)[kTiles][kKeys / 8][4], const Bias& bias,
+                                         const int (&rows)[kTiles][2], int key, int keys,
+                                         float inverse) {
+    const float* of_rows[2 * kTiles];
+#pragma unroll
+    for (int i = 0; i < 2 * kTiles; ++i) of_rows[i] = bias_row(bias, rows[i / 2][i % 2]);
+#pragma unroll
+    for (int j = 0; j < kKeys / 4; ++j) {
+        if (j % 8 == 0) __syncwarp();  // keeps ptxas from loading all at once
+#pragma unroll
+        for (int i = 0; i < 2 * kTiles; ++i) {
+            float& score = sums[i / 2][j / 2][i % 2 * 2 + j % 2];
+            const float value = bias_at(of_rows[i], bias, key + j / 2 * 8 + j % 2, keys);
+            score = fmaf(value, inverse, score);
+        }
+    }
+}
+
 // s, a quad's scores of two rows in the accumulators' order, becomes exp(S - max); sum, its sums.
 template <int kKeys>
 __device__ __forceinline__ void exponentials(float (&s)[kKeys / 8][4], float scale,
@@ -266,9 +287,9 @@ __device__ __forceinline__ void gradient_of_scores(uint32_t (&ds)[kKeys / 16][4]
     }
 }
 
-template <class Half, int kDim, int kKeys, int kTiles>
-__global__ void __launch_bounds__(kAttentionThreads)
-    attention_dq_one_tile(const __grid_constant__ OneTile p) {
+// kByQuery: the bias differs between queries.
+template <class Half, int kDim, int kKeys, int kTiles, bool kByQuery>
+__device__ __forceinline__ void dq_of_one_tile(const OneTile& p) {
     using Layout = Columns<kDim>;
     constexpr int kStride = Layout::kStride;
     UDP_DYNAMIC_SHARED(uint16_t, k);
@@ -281,9 +302,11 @@ __global__ void __launch_bounds__(kAttentionThreads)
     constexpr bool kScaled = std::is_same<Half, __half>::value;
     fill<kDim, kKeys, kScaled>(k, p.k.of_block(), keys, p.k_factor);
     fill<kDim, kKeys, false>(v, p.v.of_block(), keys, 0);
-    for (int j = static_cast<int>(threadIdx.x); j < kKeys; j += kAttentionThreads) {
-        store_shared(reinterpret_cast<uint4*>(biases + 8 * j),
-                     bias_columns(p.bias, j, keys, p.scale));
+    if constexpr (!kByQuery) {
+        for (int j = static_cast<int>(threadIdx.x); j < kKeys; j += kAttentionThreads) {
+            store_shared(reinterpret_cast<uint4*>(biases + 8 * j),
+                         bias_columns(p.bias, j, keys, p.scale));
+        }
     }
     __syncthreads();
 
@@ -321,7 +344,13 @@ __global__ void __launch_bounds__(kAttentionThreads)
     for (;;) {
         // S = q kᵀ, on top of the bias.
         float s[kTiles][kKeys / 8][4] = {};
-        add_bias<kKeys>(s, biases + 8 * lane, ones);
+        if constexpr (kByQuery) {
+            // Seen through, ptxas would keep the offsets of all keys in registers.
+            const int key = kept(2 * t);
+            add_bias<kKeys>(s, p.bias, rows, key, keys, 1.0f / p.scale);
+        } else {
+            add_bias<kKeys>(s, biases + 8 * lane, ones);
+        }
         // A piece is asked for while the one before is multiplied, dO's first while q's last is.
         Piece<1> gradient;
 #pragma unroll
@@ -420,8 +449,19 @@ __global__ void __launch_bounds__(kAttentionThreads)
 }
 
 template <class Half, int kDim, int kKeys, int kTiles>
+__global__ void __launch_bounds__(kAttentionThreads)
+    attention_dq_one_tile(const __grid_constant__ OneTile p) {
+    dq_of_one_tile<Half, kDim, kKeys, kTiles, false>(p);
+}
+// One size for any number of keys: a mask for each query is rare where there are so few.
+template <class Half, int kDim>
+__global__ void __launch_bounds__(kAttentionThreads)
+    attention_dq_one_tile_by_query(const __grid_constant__ OneTile p) {
+    dq_of_one_tile<Half, kDim, 128, 1, true>(p);
+}
+
+template <auto kKernel, int kDim, int kKeys, int kTiles>
 cudaError_t run(const OneTile& p, cudaStream_t stream) {
-    constexpr auto kKernel = attention_dq_one_tile<Half, kDim, kKeys, kTiles>;
     constexpr int kBytes = kOneTileBytes<kDim, kKeys>;
     static_assert(kBytes <= 99 << 10, "");
     int64_t resident = 0;
@@ -442,8 +482,14 @@ template <class Half, int kDim>
 cudaError_t run(const OneTile& p, cudaStream_t stream) {
     // With 32 rows a warp k and v are read half as often; but for more keys there are no registers,
     // and with a head dim of 80 ptxas spills for sm_90.
-    if (p.shape.keys > 80) return run<Half, kDim, 128, 1>(p, stream);
-    return run<Half, kDim, 80, kDim == 80 ? 1 : 2>(p, stream);
+    constexpr int kTiles = kDim == 80 ? 1 : 2;
+    if (p.bias.query != 0) {
+        return run<attention_dq_one_tile_by_query<Half, kDim>, kDim, 128, 1>(p, stream);
+    }
+    if (p.shape.keys > 80) {
+        return run<attention_dq_one_tile<Half, kDim, 128, 1>, kDim, 128, 1>(p, stream);
+    }
+    return run<attention_dq_one_tile<Half, kDim, 80, kTiles>, kDim, 80, kTiles>(p, stream);
 }
 
 template <class Half>
@@ -469,7 +515,7 @@ cudaError_t run(const OneTile& p, cudaStream_t stream) {
 
 int udp_attention_one_tile(const udp::AttentionShape* shape, const udp::Heads* grad_out,
                            const udp::Heads* q, const udp::Heads* k, const udp::Heads* v,
-                           const udp::KeyBias* bias, const udp::Heads* dq, void* stream) {
+                           const udp::Bias* bias, const udp::Heads* dq, void* stream) {
     if (shape->keys < 1 || shape->keys > 128 || shape->queries < 1) return cudaErrorInvalidValue;
     using udp::Operand;
     const bool is_float16 = shape->type == udp::DType::float16;

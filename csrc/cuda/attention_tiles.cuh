@@ -25,45 +25,81 @@ struct Tiles {
     __device__ __forceinline__ uint16_t* second(int tile) const { return first(tile) + kElements; }
 };
 
-// What a thread copies of two tensors' tiles: the same chunk of every few rows, one tile after the
-// other.
+// What a thread copies of two tensors' tiles, one tile after the other. Eight lanes at a time write
+// to all eight groups of four banks: eight chunks of a row where it has them, and of the chunks
+// that a row has beyond a multiple of eight (80: two, 160: four) eight rows' same chunk, since rows
+// are an odd number of chunks apart. Rows of 40 are without a gap in shared memory.
 template <int kDim>
 struct Copies {
-    static constexpr int kChunks = Columns<kDim>::kChunks, kAtOnce = kAttentionThreads / kChunks;
+    static constexpr int kChunks = Columns<kDim>::kChunks, kStride = Columns<kDim>::kStride;
+    static constexpr int kLeft = kChunks > 8 ? kChunks % 8 : 0;  // chunks of a row handled apart
+    static constexpr int kSide = kLeft > 0 ? 8 : kChunks;        // neighbours handled together,
+    static constexpr int kPasses = (kChunks - kLeft) / kSide;    // so often,
+    static constexpr int kAtOnce = kAttentionThreads / kSide;    // of so many rows
+    static constexpr int kMore = kTileRows % kAtOnce;            // rows beyond whole steps of them
+    static constexpr int kLeftAtOnce = kLeft > 0 ? kAttentionThreads / kLeft : kTileRows;
+    static_assert(kLeft == 0 || (kMore == 0 && kLeftAtOnce % kAtOnce == 0), "");
 
-    const unsigned char *a, *b;
+    const unsigned char *a, *b, *a_left, *b_left;
     uint32_t a_rows, b_rows, a_more,
         b_more;         // bytes of kAtOnce rows, of what 64 are more than such
     int row, left, to;  // the thread's first row of a tile; rows from there to the end; its place
+    int left_row, left_to;  // row and place of what it copies apart
 
     __device__ __forceinline__ Copies(const Rows& from_a, const Rows& from_b, int count) {
-        const int thread = static_cast<int>(threadIdx.x), chunk = thread % kChunks;
-        row = thread / kChunks;
+        const int thread = static_cast<int>(threadIdx.x), chunk = thread % kSide;
+        row = thread / kSide;
         // Threads that are too many copy rows that no tile has.
-        if (kAttentionThreads % kChunks != 0 && row >= kAtOnce) row = kTileRows;
+        if (kAttentionThreads % kSide != 0 && row >= kAtOnce) row = kTileRows;
         left = count - row;
         a = from_a.at(row) + 16 * chunk;
         b = from_b.at(row) + 16 * chunk;
         a_rows = static_cast<uint32_t>(kAtOnce * from_a.stride);
         b_rows = static_cast<uint32_t>(kAtOnce * from_b.stride);
-        a_more = static_cast<uint32_t>(kTileRows % kAtOnce * from_a.stride);
-        b_more = static_cast<uint32_t>(kTileRows % kAtOnce * from_b.stride);
-        to = row * Columns<kDim>::kStride + 8 * chunk;
+        a_more = static_cast<uint32_t>(kMore * from_a.stride);
+        b_more = static_cast<uint32_t>(kMore * from_b.stride);
+        to = row * kStride + 8 * chunk;
+        if constexpr (kLeft > 0) {
+            const int column = 8 * (kChunks - kLeft + thread / 8 % kLeft);
+            left_row = thread / 8 / kLeft * 8 + thread % 8;
+            a_left = from_a.at(left_row) + 2 * column;
+            b_left = from_b.at(left_row) + 2 * column;
+            left_to = left_row * kStride + column;
+            left_row -= row;
+        }
     }
     // Starts copying the next tile; zeros beyond the last row, where nothing is read.
     __device__ __forceinline__ void next(uint16_t* to_a, uint16_t* to_b) {
+        const auto copy = [&](int offset, const unsigned char* from_a, const unsigned char* from_b,
+                              bool inside) {
+            const int bytes = inside ? 16 : 0;
+            cp_async<16>(to_a + offset, from_a, bytes);
+            cp_async<16>(to_b + offset, from_b, bytes);
+        };
+        if constexpr (kLeft > 0) {
+            constexpr int kSteps = kLeftAtOnce / kAtOnce;
+#pragma unroll
+            for (int i = 0; i < kTileRows / kLeftAtOnce; ++i) {
+                copy(left_to + i * kLeftAtOnce * kStride, a_left, b_left,
+                     i * kLeftAtOnce + left_row < left);
+                a_left += kSteps * a_rows;
+                b_left += kSteps * b_rows;
+            }
+        }
         const unsigned char *from_a = a, *from_b = b;
 #pragma unroll
         for (int i = 0; i < (kTileRows + kAtOnce - 1) / kAtOnce; ++i) {
-            if (kTileRows % kAtOnce == 0 || row + i * kAtOnce < kTileRows) {
-                const int bytes = i * kAtOnce < left ? 16 : 0;
-                cp_async<16>(to_a + to + i * kAtOnce * Columns<kDim>::kStride, from_a, bytes);
-                cp_async<16>(to_b + to + i * kAtOnce * Columns<kDim>::kStride, from_b, bytes);
+            if (kMore == 0 || row + i * kAtOnce < kTileRows) {
+#pragma unroll
+                for (int pass = 0; pass < kPasses; ++pass) {
+                    copy(to + i * kAtOnce * kStride + 64 * pass, from_a + 128 * pass,
+                         from_b + 128 * pass, i * kAtOnce < left);
+                }
             }
             from_a += a_rows;
             from_b += b_rows;
         }
-        constexpr int kMore = kTileRows % kAtOnce;  // than whole steps; none: that was 64 rows
+        // Where there are no more than whole steps, that was 64 rows.
         a = kMore == 0 ? from_a : a + kTileRows / kAtOnce * a_rows + a_more;
         b = kMore == 0 ? from_b : b + kTileRows / kAtOnce * b_rows + b_more;
         left -= kTileRows;
@@ -187,23 +223,81 @@ __device__ __forceinline__ void store_rows(const Rows& to, const float (&sums)[k
     }
 }
 
-// A key's bias times the scale's inverse, -inf where there is no such key.
-__device__ __forceinline__ float bias_before(const KeyBias& bias, int key, int keys,
-                                             float inverse) {
-    if (key >= keys) return -kInfinity;
-    if (bias.data == nullptr) return 0.0f;
-    const float value = load_global<Cache::read_only>(bias.data + blockIdx.z * bias.batch +
-                                                      blockIdx.y * bias.head + key * bias.key);
-    return value == -kInfinity ? value : fminf(fmaxf(value, -kMostBias), kMostBias) * inverse;
+// -inf in place of the scores of keys that there are not, of 16; `key` is this lane's first.
+template <int kTiles>
+__device__ __forceinline__ void mask(float (&s)[kTiles][2][4], int key, int keys) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        if (key + j / 2 * 8 + j % 2 < keys) continue;
+#pragma unroll
+        for (int r = 0; r < kTiles; ++r) {
+            s[r][j / 2][j % 2] = s[r][j / 2][j % 2 + 2] = -kInfinity;
+        }
+    }
 }
 
+// Adds the bias over the scale to the scores of rows g and g + 8 of each 16 queries, `first` the
+// first of them, and of 16 keys, of which `key` is this lane's first; -inf where there is no key.
+// What is of keys alone is loaded once for all rows.
+template <int kTiles>
+__device__ __forceinline__ void add_bias(float (&s)[kTiles][2][4], const Bias& bias,
+                                         const AttentionShape& shape, int first, int key,
+                                         float inverse) {
+    const auto add = [&](int i, const float* row) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            float& score = s[i / 2][j / 2][j % 2 + i % 2 * 2];
+            const float value = bias_at(row, bias, key + j / 2 * 8 + j % 2, shape.keys);
+            score = fmaf(value, inverse, score);
+        }
+    };
+    if (bias.query == 0) {
+        const float* row = bias_row(bias, 0);
+#pragma unroll
+        for (int i = 0; i < 2 * kTiles; ++i) add(i, row);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 2 * kTiles; ++i) {
+            add(i, bias_row(bias, min(first + 8 * i, shape.queries - 1)));
+        }
+    }
+}
+
+// The same where rows g and g + 8 are keys, `first` the first of them, and `query` is this lane's
+// first of 16 queries; -inf where there is no such query either, since exp of a bias might be more
+// than a float.
+__device__ __forceinline__ void add_bias_of_keys(float (&s)[1][2][4], const Bias& bias,
+                                                 const AttentionShape& shape, int first, int query,
+                                                 float inverse) {
+    const auto add = [&](int j, const float* row) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            float& score = s[0][j / 2][j % 2 + 2 * h];
+            score = fmaf(bias_at(row, bias, first + 8 * h, shape.keys), inverse, score);
+            if (query + j / 2 * 8 + j % 2 >= shape.queries) score = -kInfinity;
+        }
+    };
+    if (bias.query == 0) {
+        const float* row = bias_row(bias, 0);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) add(j, row);
+    } else {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            add(j, bias_row(bias, min(query + j / 2 * 8 + j % 2, shape.queries - 1)));
+        }
+    }
+}
+
+// Which tiles get a mask: none; the last one, if it is not whole; or all, for a bias.
+enum class Masks { none, last, all };
+
 // Calls body(tile, masked) for all tiles, as each has arrived, with what copy_too(tile) copies.
-// Whole tiles without bias have a loop of their own, which knows nothing of masks.
-template <int kDim, class Copy, class Body>
+// Tiles with a mask and tiles without have a loop each.
+template <Masks kMasks, int kDim, class Copy, class Body>
 __device__ __forceinline__ void for_tiles(const Tiles<kDim>& tiles, const Rows& a, const Rows& b,
-                                          int count, bool masked, const Copy& copy_too,
-                                          const Body& body) {
-    const int all = (count + kTileRows - 1) / kTileRows, plain = masked ? 0 : count / kTileRows;
+                                          int count, const Copy& copy_too, const Body& body) {
+    const int all = (count + kTileRows - 1) / kTileRows;
     Copies<kDim> copies(a, b, count);
     const auto copy = [&](int tile) {
         if (tile < all) {
@@ -213,27 +307,41 @@ __device__ __forceinline__ void for_tiles(const Tiles<kDim>& tiles, const Rows& 
         cp_async_commit();
     };
     copy(0);
+    // Whether there is a tile after this one.
     const auto arrive = [&](int tile) {
         cp_async_wait<0>();
         __syncthreads();  // for all threads, and nobody reads the tile before this one any more
         copy(tile + 1);
     };
-    int tile = 0;
+    if constexpr (kMasks == Masks::none) {
+        int tile = 0;
 #pragma unroll 1
-    for (; tile < plain; ++tile) {
-        arrive(tile);
-        body(tile, std::false_type{});
+        do {
+            arrive(tile);
+            body(tile, std::false_type{});
+        } while (++tile < all);
+        return;
     }
+    int tile = 0;
+    if constexpr (kMasks == Masks::last) {
 #pragma unroll 1
-    for (; tile < all; ++tile) {
-        arrive(tile);
-        body(tile, std::true_type{});
+        for (; tile < count / kTileRows; ++tile) {
+            arrive(tile);
+            body(tile, std::false_type{});
+        }
+    }
+    if constexpr (kMasks != Masks::none) {
+#pragma unroll 1
+        for (; tile < all; ++tile) {
+            arrive(tile);
+            body(tile, std::true_type{});
+        }
     }
 }
-template <int kDim, class Body>
+template <Masks kMasks, int kDim, class Body>
 __device__ __forceinline__ void for_tiles(const Tiles<kDim>& tiles, const Rows& a, const Rows& b,
-                                          int count, bool masked, const Body& body) {
-    for_tiles(tiles, a, b, count, masked, [](int) {}, body);
+                                          int count, const Body& body) {
+    for_tiles<kMasks>(tiles, a, b, count, [](int) {}, body);
 }
 
 // `rows` rows, 16 kTiles a warp, for each head.
@@ -251,10 +359,6 @@ cudaError_t launch_tiles(const AttentionShape& shape, int rows, cudaStream_t str
 }
 
 // Calls run(half, dim) with the types that stand for a dtype and a head dim.
-template <class T>
-struct Type {
-    using type = T;
-};
 template <class Run>
 cudaError_t for_dim(const AttentionShape& shape, const Run& run) {
     const auto of = [&](auto half) {

@@ -25,7 +25,9 @@ ARCHITECTURES = ("80", "86", "89", "90", "100")
 SOURCES = (
     "csrc/cuda/attention.cu",
     "csrc/cuda/attention_backward.cu",
+    "csrc/cuda/attention_float.cu",
     "csrc/cuda/attention_one_tile.cu",
+    "csrc/cuda/attention_wide.cu",
     "csrc/cuda/denoising_loss.cu",
     "csrc/cuda/geglu.cu",
     "csrc/cuda/group_norm_silu.cu",

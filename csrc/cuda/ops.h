@@ -51,21 +51,23 @@ enum class Step : int { sign, l2, raw };
 enum class Norm : int { linf, l2 };
 enum class Target : int { given, epsilon, velocity, sample, flow };
 
-// A tensor [batch, heads, rows, dim] of 16-bit floats: strides in elements, multiples of 8, the
-// last dimension's is 1; data is aligned to 16 bytes. A row's stride is less than 2^24.
+// A tensor [batch, heads, rows, dim]: strides in elements, multiples of 16 bytes, the last
+// dimension's is 1; data is aligned to 16 bytes. A row's stride is less than 2^24.
 struct Heads {
     void* data;
     int64_t batch, head, row;
 };
 
-// Added to the scaled scores of all queries; data is null where there is none. Strides may be 0.
-struct KeyBias {
+// Added to the scaled scores; data is null where there is none. Strides may be 0: that of queries
+// is where the bias is one of keys.
+struct Bias {
     const float* data;
-    int64_t batch, head, key;
+    int64_t batch, head, query;
+    int32_t key;
 };
 
 // All > 0; batch and heads at most 65535, queries and keys 2^30; scale from 2^-20 to 2^20; dim: of
-// 40, 64, 80, 128, 160. type: float16 or bfloat16.
+// 40, 64, 80, 128, 160, 512. type: float32, float16 or bfloat16.
 struct AttentionShape {
     int32_t batch, heads, queries, keys, dim;
     DType type;
@@ -143,23 +145,47 @@ int udp_geglu(int64_t rows, int64_t columns, int type, const void* x, void* y, v
 int udp_geglu_backward(int64_t rows, int64_t columns, int type, const void* gradient, const void* x,
                        void* dx, void* stream);
 
-// lse: [batch, heads, queries], natural logarithm, or null.
+// lse: [batch, heads, queries], natural logarithm, or null. Of float16 and bfloat16 with dim 160 or
+// less; _wide: with dim 512; _float: of float32.
 int udp_attention(const udp::AttentionShape* shape, const udp::Heads* q, const udp::Heads* k,
-                  const udp::Heads* v, const udp::KeyBias* bias, const udp::Heads* out, float* lse,
+                  const udp::Heads* v, const udp::Bias* bias, const udp::Heads* out, float* lse,
                   void* stream);
+int udp_attention_wide(const udp::AttentionShape* shape, const udp::Heads* q, const udp::Heads* k,
+                       const udp::Heads* v, const udp::Bias* bias, const udp::Heads* out,
+                       float* lse, void* stream);
+int udp_attention_float(const udp::AttentionShape* shape, const udp::Heads* q, const udp::Heads* k,
+                        const udp::Heads* v, const udp::Bias* bias, const udp::Heads* out,
+                        float* lse, void* stream);
 
-// Any number of keys; out and lse are the forward's. A gradient whose data is null is not wanted;
-// of head dim 160 only dq can be had. workspace: as many bytes, aligned to 8, as the first function
-// says.
+// Any number of keys; out and lse are the forward's. A gradient whose data is null is not wanted.
+// workspace: as many bytes, aligned to 8, as the first function says.
 int64_t udp_attention_backward_workspace(const udp::AttentionShape* shape);
 int udp_attention_backward(const udp::AttentionShape* shape, const udp::Heads* grad_out,
                            const udp::Heads* q, const udp::Heads* k, const udp::Heads* v,
-                           const udp::KeyBias* bias, const udp::Heads* out, const float* lse,
+                           const udp::Bias* bias, const udp::Heads* out, const float* lse,
                            const udp::Heads* dq, const udp::Heads* dk, const udp::Heads* dv,
                            void* workspace, void* stream);
 
-// At most 128 keys: the gradient of q from q, k, v and that of the output alone.
+int udp_attention_wide_backward(const udp::AttentionShape* shape, const udp::Heads* grad_out,
+                                const udp::Heads* q, const udp::Heads* k, const udp::Heads* v,
+                                const udp::Bias* bias, const udp::Heads* out, const float* lse,
+                                const udp::Heads* dq, const udp::Heads* dk, const udp::Heads* dv,
+                                void* workspace, void* stream);
+int udp_attention_float_backward(const udp::AttentionShape* shape, const udp::Heads* grad_out,
+                                 const udp::Heads* q, const udp::Heads* k, const udp::Heads* v,
+                                 const udp::Bias* bias, const udp::Heads* out, const float* lse,
+                                 const udp::Heads* dq, const udp::Heads* dk, const udp::Heads* dv,
+                                 void* workspace, void* stream);
+
+// At most 128 keys, of float32 with another dim than 512 at most 80: the gradient of q from q, k, v
+// and that of the output alone.
 int udp_attention_one_tile(const udp::AttentionShape* shape, const udp::Heads* grad_out,
                            const udp::Heads* q, const udp::Heads* k, const udp::Heads* v,
-                           const udp::KeyBias* bias, const udp::Heads* dq, void* stream);
+                           const udp::Bias* bias, const udp::Heads* dq, void* stream);
+int udp_attention_wide_one_tile(const udp::AttentionShape* shape, const udp::Heads* grad_out,
+                                const udp::Heads* q, const udp::Heads* k, const udp::Heads* v,
+                                const udp::Bias* bias, const udp::Heads* dq, void* stream);
+int udp_attention_float_one_tile(const udp::AttentionShape* shape, const udp::Heads* grad_out,
+                                 const udp::Heads* q, const udp::Heads* k, const udp::Heads* v,
+                                 const udp::Bias* bias, const udp::Heads* dq, void* stream);
 }

@@ -252,8 +252,8 @@ std::string what(unsigned kind, unsigned bytes, const void* where) {
 // ---- requests: what the lanes of a warp ask for in one instruction
 
 struct Request {
-    const void* where;
-    uint32_t time;  // how often this thread has been there since the last block barrier
+    const void* where;  // tells accesses apart, no more
+    uint32_t time;      // how often this thread has been there since the last block barrier
     bool shared, store;
     uint8_t bytes;
     uintptr_t address;
@@ -432,7 +432,9 @@ void access(const void* address, unsigned bytes, unsigned kind, const void* wher
         if (bytes == 16) (store ? counters.wide_store_bytes : counters.wide_load_bytes) += bytes;
     }
     if (state.count_requests && !atomic && (kind & kMatrix) == 0)
-        note_request(thread, {where, 0, region->shared, store, static_cast<uint8_t>(bytes), a});
+        // A copy's read and its write, of which the former may be missing, are two places.
+        note_request(thread, {static_cast<const char*>(where) + (store ? 1 : 0), 0, region->shared,
+                              store, static_cast<uint8_t>(bytes), a});
 }
 
 void copy_async(void* shared, const void* global, int bytes, int source_bytes, const void* where) {

@@ -74,10 +74,18 @@ class CAttentionShape(ctypes.Structure):
     ]
 
 
-class CHeads(ctypes.Structure):  # and a bias of keys
+class CHeads(ctypes.Structure):
     _fields_ = [
         ("data", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("batch", "head", "row")),
+    ]
+
+
+class CBias(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("batch", "head", "query")),
+        ("key", ctypes.c_int32),
     ]
 
 
@@ -92,6 +100,7 @@ class CImage(ctypes.Structure):
 
 
 Heads = tuple[int, int, int, int]
+Bias = tuple[int, int, int, int, int]
 AttentionShape = tuple[int, int, int, int, int, int, float]
 
 
@@ -532,7 +541,7 @@ class EmulatedModule(ModuleType):
         q: Heads,
         k: Heads,
         v: Heads,
-        bias: Heads | None,
+        bias: Bias | None,
         out: Heads,
         lse: int,
         stream: int,
@@ -541,16 +550,19 @@ class EmulatedModule(ModuleType):
         fills = [_rows(shape, out, queries)]
         if lse:
             fills.append(run_of(lse, images * heads * queries, 4))
+        kind = _kernels_for(shape)
         self._run(
-            "attention",
+            f"attention{kind}",
             ctypes.byref(CAttentionShape(*shape)),
-            *map(_heads, (q, k, v, bias, out)),
+            *map(_heads, (q, k, v)),
+            _bias(bias),
+            _heads(out),
             ctypes.c_void_p(lse),
             reads=[
                 _rows(shape, q, queries),
                 _rows(shape, k, keys),
                 _rows(shape, v, keys),
-                *_key_bias(shape, bias),
+                *_bias_region(shape, bias),
             ],
             writes=[],
             fills=fills,
@@ -564,19 +576,23 @@ class EmulatedModule(ModuleType):
         q: Heads,
         k: Heads,
         v: Heads,
-        bias: Heads | None,
+        bias: Bias | None,
         dq: Heads,
         stream: int,
     ) -> None:
         _, _, queries, keys, *_ = shape
+        kind = _kernels_for(shape)
         self._run(
-            "attention_one_tile",
+            f"attention{kind or '_one_tile'}",
             ctypes.byref(CAttentionShape(*shape)),
-            *map(_heads, (grad_out, q, k, v, bias, dq)),
+            *map(_heads, (grad_out, q, k, v)),
+            _bias(bias),
+            _heads(dq),
+            launcher=f"attention{kind}_one_tile",
             reads=[
                 *(_rows(shape, x, queries) for x in (grad_out, q)),
                 *(_rows(shape, x, keys) for x in (k, v)),
-                *_key_bias(shape, bias),
+                *_bias_region(shape, bias),
             ],
             writes=[],
             fills=[_rows(shape, dq, queries)],
@@ -594,7 +610,7 @@ class EmulatedModule(ModuleType):
         q: Heads,
         k: Heads,
         v: Heads,
-        bias: Heads | None,
+        bias: Bias | None,
         out: Heads,
         lse: int,
         dq: Heads | None,
@@ -605,17 +621,21 @@ class EmulatedModule(ModuleType):
     ) -> None:
         images, heads, queries, keys, *_ = shape
         gradients = ((dq, queries), (dk, keys), (dv, keys))
+        kind = _kernels_for(shape)
         self._run(
-            "attention_backward",
+            f"attention{kind or '_backward'}",
             ctypes.byref(CAttentionShape(*shape)),
-            *map(_heads, (grad_out, q, k, v, bias, out)),
+            *map(_heads, (grad_out, q, k, v)),
+            _bias(bias),
+            _heads(out),
             ctypes.c_void_p(lse),
             *map(_heads, (dq, dk, dv)),
             ctypes.c_void_p(workspace),
+            launcher=f"attention{kind}_backward",
             reads=[
                 *(_rows(shape, x, queries) for x in (grad_out, q, out)),
                 *(_rows(shape, x, keys) for x in (k, v)),
-                *_key_bias(shape, bias),
+                *_bias_region(shape, bias),
                 run_of(lse, images * heads * queries, 4),
             ],
             writes=[],
@@ -627,18 +647,28 @@ class EmulatedModule(ModuleType):
         )
 
 
+def _kernels_for(shape: AttentionShape) -> str:
+    """As csrc/bindings_cuda.cpp chooses between the launchers."""
+    *_, dim, dtype, _ = shape
+    return "_float" if ITEM[dtype] == 4 else "_wide" if dim > 160 else ""
+
+
 def _heads(tensor: Heads | None) -> Any:
     return ctypes.byref(CHeads(*(tensor or (None, 0, 0, 0))))
 
 
+def _bias(bias: Bias | None) -> Any:
+    return ctypes.byref(CBias(*(bias or (None, 0, 0, 0, 0))))
+
+
 def _rows(shape: AttentionShape, tensor: Heads, count: int) -> Region:
-    images, heads, _, _, dim, *_ = shape
-    return Region(tensor[0], 2, (images, heads, count, dim), (*tensor[1:], 1))
+    images, heads, _, _, dim, dtype, _ = shape
+    return Region(tensor[0], ITEM[dtype], (images, heads, count, dim), (*tensor[1:], 1))
 
 
-def _key_bias(shape: AttentionShape, bias: Heads | None) -> list[Region]:
-    images, heads, _, keys, *_ = shape
-    return [] if bias is None else [Region(bias[0], 4, (images, heads, keys), bias[1:])]
+def _bias_region(shape: AttentionShape, bias: Bias | None) -> list[Region]:
+    images, heads, queries, keys, *_ = shape
+    return [] if bias is None else [Region(bias[0], 4, (images, heads, queries, keys), bias[1:])]
 
 
 #: Entries of the tables that the tests use.

@@ -7,7 +7,15 @@ import dataclasses
 import pytest
 
 from benchmarks.proof import cuda
-from benchmarks.proof.form import ONLY_DQ, Form, Products, failures, pair_cost, whole_backward
+from benchmarks.proof.form import (
+    ONLY_DQ,
+    Form,
+    Fused,
+    Products,
+    failures,
+    pair_cost,
+    whole_backward,
+)
 from benchmarks.proof.machine_code import Code
 
 #: 16 queries by 8 keys at head dim 64: S, dP and dS k, and what else a pair needs.
@@ -45,6 +53,36 @@ def test_products_that_others_do_may_be_left_out() -> None:
     form = dataclasses.replace(FORM, products=products)
     assert failures(form, "90", changed(HMMA_16816_F32_BF16=11)) == []
     assert failures(form, "90", changed(HMMA_16816_F32_BF16=10)) != []
+
+
+def test_products_in_other_loops_are_counted() -> None:
+    products = Products(pairs=128, tensor=12, limit=None, whole=28)
+    form = dataclasses.replace(FORM, products=products)
+    assert failures(form, "80", dataclasses.replace(CODE, products=28)) == []
+    (found,) = failures(form, "80", dataclasses.replace(CODE, products=24))
+    assert "24 tensor-core instructions in all, the products need 28" in found
+
+
+#: Eight rows by four columns, 16 terms each.
+FUSED = dataclasses.replace(CODE, loop={"FFMA": 512, "LDS.128": 48, "IADD3": 40})
+IN_FLOAT = dataclasses.replace(FORM, products=None, fused=Fused(512, share=0.75))
+
+
+def test_fused_products_pass() -> None:
+    assert failures(IN_FLOAT, "80", FUSED) == []
+
+
+@pytest.mark.parametrize("fma", [384, 511, 1024])
+def test_fused_products_that_are_missing_or_done_twice_are_caught(fma: int) -> None:
+    code = dataclasses.replace(FUSED, loop=FUSED.loop | {"FFMA": fma})
+    (found,) = failures(IN_FLOAT, "100", code)
+    assert found == f"{fma} fused multiply-adds in the main loop, the product needs 512"
+
+
+def test_a_loop_that_hardly_multiplies_is_caught() -> None:
+    code = dataclasses.replace(FUSED, loop=FUSED.loop | {"LDS": 200})
+    (found,) = failures(IN_FLOAT, "86", code)
+    assert found == "512 of 800 instructions of the main loop multiply, at least 75% are demanded"
 
 
 def test_more_shared_memory_than_a_block_has_is_caught() -> None:

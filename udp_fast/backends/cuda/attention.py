@@ -1,4 +1,4 @@
-"""attention on csrc/cuda: products on tensor cores, the scores in registers and never in memory."""
+"""attention on csrc/cuda, the scores never in memory: products on tensor cores, of float32 without."""
 
 from __future__ import annotations
 
@@ -12,36 +12,30 @@ from torch import Tensor
 from ..outputs import gradients, needs_no_statistics
 from . import native
 
-#: Head dims that the kernels are compiled for; the last not for the backward with many keys.
-DIMS = (40, 64, 80, 128, 160)
+#: Head dims that the kernels are compiled for.
+DIMS = (40, 64, 80, 128, 160, 512)
 
 #: Address, and strides of batch, head and row in elements.
 Heads = tuple[int, int, int, int]
+#: Address, and strides of batch, head, query and key.
+Bias = tuple[int, int, int, int, int]
 #: Images, heads, queries, keys, head dim, dtype and scale.
 Shape = tuple[int, int, int, int, int, int, float]
 
 
 def not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
     """Why this call of attention or attention_backward is not served."""
-    dims: tuple[int, ...] = DIMS
     if op == "attention":
-        q, k, _v, bias, scale, _need_lse = args
+        q, k, _v, _bias, scale, _need_lse = args
     else:
-        _grad_out, q, k, _v, bias, _out, _lse, scale, needs = args
-        if not needs_no_statistics(needs, k.shape[2]):
-            dims = DIMS[:-1]
+        _grad_out, q, k, _v, _bias, _out, _lse, scale, _needs = args
     found = []
-    if q.dtype not in (torch.float16, torch.bfloat16):
-        found.append(f"{q.dtype} is not served: the tensor cores take float16 and bfloat16")
-    if q.shape[3] not in dims:
-        found.append(
-            f"head dim {q.shape[3]} is not served, only {', '.join(map(str, dims))}"
-            + (", or 160 for dq with at most 128 keys" if dims != DIMS else "")
-        )
+    if q.dtype not in native.DTYPES:
+        found.append(f"{q.dtype} is not served, only float32, bfloat16 and float16")
+    if q.shape[3] not in DIMS:
+        found.append(f"head dim {q.shape[3]} is not served, only {', '.join(map(str, DIMS))}")
     if not 2.0**-20 <= scale <= 2.0**20:
         found.append(f"scale {scale} is not served, only 2 ** -20 to 2 ** 20")
-    if bias is not None and bias.shape[2] != 1:
-        found.append("a bias that differs between queries is not served, one that is of keys is")
     if max(q.shape[0], q.shape[1]) > 65535 or max(q.shape[2], k.shape[2]) > 2**30:
         found.append(f"{list(q.shape)} is more than 65535 images or heads, or 2 ** 30 rows")
     return found
@@ -68,7 +62,7 @@ def attention(
             _heads(q),
             _heads(k),
             _heads(v),
-            _bias(bias),
+            _bias_of(bias),
             _heads(written),
             lse.data_ptr() if need_lse else 0,
             stream,
@@ -99,17 +93,17 @@ def attention_backward(
     operands = [_heads(x) for x in (grad_out, q, k, v)]
     with native.stream_of(q) as stream:
         module = native.module()
-        if needs_no_statistics(needs, k.shape[2]):
-            module.attention_one_tile(shape, *operands, _bias(bias), to[0], stream)
+        if needs_no_statistics(needs, k.shape[2]) and _fits_one_tile(q, k.shape[2]):
+            module.attention_one_tile(shape, *operands, _bias_of(bias), to[0], stream)
         else:
-            assert out is not None
-            assert lse is not None
+            if out is None or lse is None:
+                out, lse = attention(q, k, v, bias, scale, True)
             out, lse = _aligned(out), lse.contiguous()
             scratch = native.workspace(module.attention_backward_workspace(shape), q)
             module.attention_backward(
                 shape,
                 *operands,
-                _bias(bias),
+                _bias_of(bias),
                 _heads(out),
                 lse.data_ptr(),
                 *to,
@@ -122,21 +116,28 @@ def attention_backward(
     return dq, dk, dv
 
 
+def _fits_one_tile(q: Tensor, keys: int) -> bool:
+    """Whether the kernels that form a row's statistics anew serve it; others have to be given them."""
+    return keys <= (80 if q.dtype == torch.float32 and q.shape[3] <= 160 else 128)
+
+
 def _shape(q: Tensor, k: Tensor, scale: float) -> Shape:
     images, heads, queries, dim = q.shape
     return images, heads, queries, k.shape[2], dim, native.DTYPES[q.dtype], scale
 
 
 def _float32(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.float()
-
-
-def _bias(bias: Tensor | None) -> Heads | None:
-    """Address, and strides of batch, head and key."""
+    """The bias, or a copy of it where the kernels cannot read it as it is."""
     if bias is None:
         return None
-    batch, head, key = _strides(bias, (0, 1, 3))
-    return bias.data_ptr(), batch, head, key
+    return bias.float() if bias.stride(3) < 2**31 else bias.float().contiguous()
+
+
+def _bias_of(bias: Tensor | None) -> Bias | None:
+    if bias is None:
+        return None
+    batch, head, query, key = _strides(bias, (0, 1, 2, 3))
+    return bias.data_ptr(), batch, head, query, key
 
 
 def _strides(x: Tensor, dims: Sequence[int]) -> list[int]:
@@ -150,7 +151,7 @@ def _aligned(x: Tensor) -> Tensor:
     if (
         x.stride(3) == 1
         and x.data_ptr() % 16 == 0
-        and all(stride % 8 == 0 for stride in strides)
+        and all(stride * x.element_size() % 16 == 0 for stride in strides)
         and strides[2] < 2**24
     ):
         return x
