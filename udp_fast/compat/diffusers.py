@@ -163,7 +163,12 @@ def _normalised(norm: nn.GroupNorm, x: Tensor, act: str | None) -> Tensor:
 
 
 class UDPGroupNorm(nn.GroupNorm):
+    """Of channels side by side, which torch's own would reorder or walk with long strides. Otherwise
+    there is nothing to gain: without an activation both keep the same."""
+
     def forward(self, input: Tensor) -> Tensor:
+        if input.dim() < 3 or input.stride(1) != 1:
+            return nn.GroupNorm.forward(self, input)
         return _normalised(self, input, None)
 
 
@@ -588,9 +593,8 @@ def _has_kernel(conv: nn.Conv2d) -> bool:
 
 def _conv_class(conv: nn.Conv2d) -> type[nn.Module] | str:
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        return (
-            f"its padding is {conv.padding if isinstance(conv.padding, str) else conv.padding_mode}"
-        )
+        padding = conv.padding_mode if conv.padding_mode != "zeros" else conv.padding
+        return f"its padding is {padding}"
     plain = (conv.stride, conv.dilation, conv.groups) == ((1, 1), (1, 1), 1)
     if plain and conv.kernel_size == (3, 3) and conv.padding == (1, 1) and _has_kernel(conv):
         return UDPConv3x3
@@ -663,7 +667,8 @@ def accelerate(target: Any, *, freeze: bool = True) -> Acceleration:
     acceleration of its own: a network is given back by the last of them. A copy.deepcopy of an
     accelerated network is accelerated for good.
 
-    With dropout in training mode a seed gives other masks than before (of equal distribution), since
+    A hook put on a network's last normalisation (conv_norm_out) while it is accelerated sees it with its
+    SiLU. With dropout in training mode a seed gives other masks than before (of equal distribution), since
     torch draws them in the order of memory, which is channels_last here.
 
     Args:
