@@ -1,7 +1,8 @@
-"""Small networks of the real architectures, and the inputs that make an image gradient of them."""
+"""Small networks of the real architectures, image gradients through them, and their comparison."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -214,3 +215,57 @@ NETWORKS = {
         _flux,
     ),
 }
+
+
+def image(network: Network) -> Tensor:
+    return torch.randn(network.shape, generator=torch.Generator().manual_seed(2))
+
+
+def gradient(network: Network, module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The output, and the gradient of a loss on it with respect to x."""
+    x = x.detach().clone().requires_grad_()
+    out = network.run(module, x)
+    target = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(out)
+    (dx,) = torch.autograd.grad((out - target).square().mean(), x)
+    return out.detach(), dx
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def assert_same(
+    got: tuple[Tensor, Tensor], plain: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor]
+) -> None:
+    """Within 1e-4 of float64, and signs as float64's wherever float32 itself knows the sign."""
+    for mine, double in zip(got, exact, strict=True):
+        assert relative(mine.double(), double) < 1e-4
+    rounding = (plain[1].double() - exact[1]).abs().max()
+    sure = exact[1].abs() > rounding
+    assert sure.double().mean() > 0.5
+    agree = got[1].sign()[sure] == exact[1].sign()[sure]
+    assert agree.double().mean() >= 0.999
+
+
+def plain_and_exact(
+    network: Network, module: nn.Module, x: Tensor
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The module's results as it is, and in float64."""
+    return gradient(network, module, x), gradient(
+        network, copy.deepcopy(module).double(), x.double()
+    )
+
+
+def state(module: nn.Module) -> dict[str, Any]:
+    """What must be as before once all is undone."""
+    return {
+        "classes": {name: type(m) for name, m in module.named_modules()},
+        "attributes": {name: set(vars(m)) for name, m in module.named_modules()},
+        "processors": {
+            name: id(m.processor) for name, m in module.named_modules() if hasattr(m, "processor")
+        },
+        "requires_grad": {name: p.requires_grad for name, p in module.named_parameters()},
+        "strides": {name: p.stride() for name, p in module.named_parameters()},
+        "addresses": {name: p.data_ptr() for name, p in module.named_parameters()},
+        "keys": list(module.state_dict()),
+    }

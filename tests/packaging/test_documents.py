@@ -84,10 +84,10 @@ def test_relative_links_lead_somewhere(name: str, root: Path) -> None:
     assert broken == []
 
 
-def test_the_ops_example_of_the_readme_runs(root: Path) -> None:
+def test_the_ops_examples_of_the_readme_run(root: Path) -> None:
     text = (root / "README.md").read_text(encoding="utf-8")
-    (example,) = (
-        block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "pgd_step_" in block
+    example, networks = (
+        block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "ops." in block
     )
     small = example.replace("512, 512", "16, 24")
     assert small != example
@@ -95,6 +95,8 @@ def test_the_ops_example_of_the_readme_runs(root: Path) -> None:
     exec(compile(small, "README.md", "exec"), scope)
     written, original = scope["protected"], scope["x"]
     assert (written.int() - original.int()).abs().max() <= 8  # type: ignore[attr-defined]
+    exec(compile(networks, "README.md", "exec"), scope)
+    assert scope["y"].shape == (1, 1024, 320)  # type: ignore[attr-defined]
 
 
 def test_no_path_of_anybodys_machine_is_left(root: Path) -> None:

@@ -1,7 +1,8 @@
 """Which of several backends that can serve a call should: where ours is not the first choice, and why.
 
-Convolutions on a GPU are torch's, that is cuDNN's: there is no kernel of ours. Attention has good kernels elsewhere, in torch (`scaled_dot_product_attention`, the backend sdpa) and
-in xformers. Ours take a call only where that is justified:
+Convolutions on a GPU are torch's, that is cuDNN's: there is no kernel of ours. Attention has good
+kernels elsewhere, in torch (`scaled_dot_product_attention`, the backend sdpa) and in xformers. Ours
+take a call only where that is justified:
 
 - On a GPU, for the backward with respect to q alone, which computes three of the five products and
   keeps nothing but q, k and v; no other library offers it.

@@ -4,29 +4,33 @@
 modules another processor. Nothing is wrapped and no parameter moves: names, state dict, hooks and
 adapters stay what they were, and undoing it is giving the classes back.
 
+A class's forward asks at each call what it has before it: whoever later wraps a layer, replaces it,
+hooks on to it or keeps its forward method beyond the undoing gets what the layer means.
+
 What the classes do for an image's gradient through a network whose weights are frozen:
 
 - a normalisation and its SiLU are one op, which saves its input alone;
-- 3×3 convolutions save nothing and, on the CPU, take a quarter of the multiplications (on a GPU they
-  stay torch's, that is cuDNN's); 1×1 convolutions are on the CPU matrix products, which save nothing
-  either, and on a GPU what they were;
+- convolutions save nothing; 3×3 ones take a quarter of the multiplications, on the CPU (on a GPU they
+  stay torch's, that is cuDNN's);
 - a gated feed-forward saves its input alone;
 - attention computes the gradients that are wanted: for cross-attention to a text that of the
   queries alone, for which nothing but the queries is saved;
 - on the CPU the activations are channels_last from the first convolution on, so that tokens and
   pixels are two views of one tensor.
 
-A layer whose weights require a gradient runs as it did.
+A layer whose weights require a gradient computes that, too.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any
+from weakref import WeakValueDictionary
 
 import diffusers
 import torch
@@ -46,6 +50,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
+from ..backends import dispatch
 from ..ops import attention, conv3x3, geglu, group_norm_silu
 
 try:  # FLUX's attention has a module of its own from diffusers 0.35 on
@@ -71,53 +76,146 @@ def _trains(conv: nn.Conv2d) -> bool:
     return conv.weight.requires_grad or (conv.bias is not None and conv.bias.requires_grad)
 
 
+def _is_interleaved(x: Tensor) -> bool:
+    return x.dim() == 4 and x.stride(1) == 1
+
+
 def _interleaved(x: Tensor) -> Tensor:
-    """On the CPU with the channels side by side, where the kernels want them."""
-    if x.is_cpu and not (x.dim() == 4 and x.stride(1) == 1):
+    """With the channels side by side, where there are kernels that want them so."""
+    if x.is_cpu and x.dtype == torch.float32 and not _is_interleaved(x):
         return x.contiguous(memory_format=torch.channels_last)
     return x
 
 
-class UDPConv3x3(nn.Conv2d):
+def _autocast(*tensors: Any) -> tuple[Any, ...]:
+    """As autocast casts for torch's own functions; of our ops it knows nothing."""
+    device = tensors[0].device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+
+
+class _ByConstants(torch.autograd.Function):
+    """torch's convolution by weights that are constants, whose input is then nothing to keep."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.settings, ctx.shape, ctx.interleaved = settings, x.shape, _is_interleaved(x)
+        # For interleaved channels torch reorders all the weights in every call, on the CPU: in a deep
+        # and narrow layer that takes longer than reordering the pixels there and back.
+        ctx.deep = x.is_cpu and weight[0, 0].numel() > 1 and weight.numel() > 2 * x.numel()
+        if not (ctx.deep and ctx.interleaved):
+            return F.conv2d(x, weight, bias, *settings)
+        y = F.conv2d(x.contiguous(), weight, bias, *settings)
+        return y.contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.settings
+        form = torch.channels_last if ctx.interleaved and not ctx.deep else torch.contiguous_format
+        # Of x the shape is read, and the memory format.
+        x = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=form)
+        dx, _, _ = torch.ops.aten.convolution_backward(
+            *(grad.contiguous() if ctx.deep else grad, x, weight, None),
+            *(stride, padding, dilation, False, (0, 0), groups, (True, False, False)),
+        )
+        if ctx.deep and ctx.interleaved:
+            dx = dx.contiguous(memory_format=torch.channels_last)
+        return dx, *[None] * 6
+
+
+class UDPConv(nn.Conv2d):
+    """torch's own kernels, of which nothing is kept for the backward."""
+
     def forward(self, input: Tensor) -> Tensor:
-        if _trains(self):
-            return super().forward(input)
+        if _trains(self) or input.dim() != 4:
+            return nn.Conv2d.forward(self, input)
+        x, weight, bias = _autocast(input, self.weight, self.bias)
+        y = _ByConstants.apply(
+            *(_interleaved(x), weight, bias),
+            *(self.stride, self.padding, self.dilation, self.groups),
+        )
+        assert isinstance(y, Tensor)
+        return y
+
+
+class UDPConv3x3(UDPConv):
+    """Our kernel where there is one: on the CPU, in float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if (
+            not input.is_cpu
+            or input.dtype != torch.float32
+            or torch.is_autocast_enabled("cpu")
+            or input.dim() != 4
+            or _trains(self)
+        ):
+            return UDPConv.forward(self, input)
         return conv3x3(_interleaved(input), self.weight, self.bias)
 
 
-class UDPConv1x1(nn.Conv2d):
-    def forward(self, input: Tensor) -> Tensor:
-        if _trains(self) or not input.is_cpu:
-            return super().forward(input)
-        tokens = _interleaved(input).permute(0, 2, 3, 1)
-        return F.linear(tokens, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+def _normalised(norm: nn.GroupNorm, x: Tensor, act: str | None) -> Tensor:
+    return group_norm_silu(
+        x, norm.weight, norm.bias, num_groups=norm.num_groups, eps=norm.eps, act=act
+    )
 
 
 class UDPGroupNorm(nn.GroupNorm):
-    act: str | None = None
+    """Of channels side by side, which torch's own would reorder or walk with long strides. Otherwise
+    there is nothing to gain: without an activation both keep the same."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return group_norm_silu(
-            input,
-            self.weight,
-            self.bias,
-            num_groups=self.num_groups,
-            eps=self.eps,
-            act=self.act,
-        )
+        if input.dim() < 3 or input.stride(1) != 1:
+            return nn.GroupNorm.forward(self, input)
+        return _normalised(self, input, None)
 
 
 class UDPGroupNormSiLU(UDPGroupNorm):
-    """With the activation that its parent applies next: that one is skipped or does nothing."""
+    """With the SiLU that its parent calls next: that one is a `UDPFoldedSiLU`."""
 
-    act = "silu"
+    def forward(self, input: Tensor) -> Tensor:
+        return _normalised(self, input, "silu" if type(self) is UDPGroupNormSiLU else None)
 
 
 class UDPFoldedSiLU(nn.SiLU):
     """A SiLU that the normalisation before it has applied already."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return input
+        return input if type(self) is UDPFoldedSiLU else F.silu(input)
+
+
+def _is_overridden(module: nn.Module) -> bool:
+    """Whether another library put a forward of its own over the class's, as offloading does."""
+    return "forward" in module.__dict__
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its forward."""
+    return bool(
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+        or _is_overridden(module)
+    )
+
+
+def _norm_silu(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
+    """act(norm(x)), in one op where both are what they seem."""
+    if (
+        type(norm) in (nn.GroupNorm, UDPGroupNorm)
+        and type(act) is nn.SiLU
+        and not _is_watched(norm)
+        and not _is_watched(act)
+    ):
+        assert isinstance(norm, nn.GroupNorm)
+        return _normalised(norm, x, "silu")
+    result = act(norm(x))
+    assert isinstance(result, Tensor)
+    return result
 
 
 class UDPGEGLU(GEGLU):  # type: ignore[misc]
@@ -130,12 +228,12 @@ class UDPGEGLU(GEGLU):  # type: ignore[misc]
 
 
 class UDPResnetBlock2D(ResnetBlock2D):  # type: ignore[misc]
-    """norm1 is a `UDPGroupNormSiLU`, and so is norm2 unless a scale and a shift come in between."""
+    """Each normalisation and its SiLU are one op, unless a scale and a shift come in between."""
 
     def forward(
         self, input_tensor: Tensor, temb: Tensor | None, *args: Any, **kwargs: Any
     ) -> Tensor:
-        hidden = self.norm1(input_tensor)
+        hidden = _norm_silu(self.norm1, self.nonlinearity, input_tensor)
         resample = self.upsample if self.upsample is not None else self.downsample
         if resample is not None:
             input_tensor, hidden = resample(input_tensor), resample(hidden)
@@ -151,7 +249,9 @@ class UDPResnetBlock2D(ResnetBlock2D):  # type: ignore[misc]
             scale, shift = temb.chunk(2, dim=1)
             hidden = self.nonlinearity(self.norm2(hidden) * (1 + scale) + shift)
         else:
-            hidden = self.norm2(hidden if temb is None else hidden + temb)
+            if temb is not None and self.time_embedding_norm == "default":
+                hidden = hidden + temb
+            hidden = _norm_silu(self.norm2, self.nonlinearity, hidden)
         hidden = self.conv2(self.dropout(hidden))
         if self.conv_shortcut is not None:
             input_tensor = self.conv_shortcut(input_tensor)
@@ -160,7 +260,7 @@ class UDPResnetBlock2D(ResnetBlock2D):  # type: ignore[misc]
 
 
 class UDPTransformer2DModel(Transformer2DModel):  # type: ignore[misc]
-    """Tokens become pixels again without a copy: they are the channels_last image already."""
+    """Where pixels have their channels side by side, tokens are pixels already, without a copy."""
 
     def _get_output_for_continuous_inputs(
         self,
@@ -171,9 +271,9 @@ class UDPTransformer2DModel(Transformer2DModel):  # type: ignore[misc]
         width: int,
         inner_dim: int,
     ) -> Tensor:
-        if not hidden_states.is_cpu:
-            output = super()._get_output_for_continuous_inputs(
-                hidden_states, residual, batch_size, height, width, inner_dim
+        if not _is_interleaved(residual):
+            output = Transformer2DModel._get_output_for_continuous_inputs(
+                self, hidden_states, residual, batch_size, height, width, inner_dim
             )
             assert isinstance(output, Tensor)
             return output
@@ -183,6 +283,10 @@ class UDPTransformer2DModel(Transformer2DModel):  # type: ignore[misc]
         if not self.use_linear_projection:
             hidden_states = self.proj_out(hidden_states)
         return hidden_states + residual
+
+
+#: One that stands alone writes the name of its class into its configuration, for loading.
+UDPTransformer2DModel.__name__ = Transformer2DModel.__name__
 
 
 # --- attention -----------------------------------------------------------------------------------
@@ -196,6 +300,12 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 def _merged(x: Tensor) -> Tensor:
     """[B, H, N, D] as [B, N, H * D]; no copy where `attention` returned the order of `_heads`."""
     return x.transpose(1, 2).flatten(2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """Attention of [B, H, N, D] queries, as [B, N, H * D]."""
+    q, k, v = _autocast(q, k, v)
+    return _merged(attention(q, k, v, **options))
 
 
 class UDPAttnProcessor:
@@ -220,10 +330,8 @@ class UDPAttnProcessor:
         size = None
         if hidden_states.dim() == 4:
             size = hidden_states.shape[2:]
-            if attn.group_norm is not None:
-                hidden_states = attn.group_norm(hidden_states)
             hidden_states = hidden_states.flatten(2).transpose(1, 2)
-        elif attn.group_norm is not None:
+        if attn.group_norm is not None:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
         if encoder_hidden_states is None:
             encoder_hidden_states = hidden_states
@@ -240,8 +348,8 @@ class UDPAttnProcessor:
         if attention_mask is not None:
             batch, keys = encoder_hidden_states.shape[:2]
             attention_mask = attn.prepare_attention_mask(attention_mask, keys, batch)
-            attention_mask = attention_mask.unflatten(0, (batch, attn.heads))
-        out = _merged(attention(q, k, v, scale=attn.scale, bias=attention_mask))
+            attention_mask = attention_mask.reshape(batch, attn.heads, -1, keys)
+        out = _attend(q, k, v, scale=attn.scale, bias=attention_mask)
 
         out = attn.to_out[1](attn.to_out[0](out))
         if size is not None:
@@ -283,7 +391,7 @@ class UDPJointAttnProcessor:
             q = torch.cat([q, text_q], dim=2)
             k = torch.cat([k, text_k], dim=2)
             v = torch.cat([v, text_v], dim=2)
-        out = _merged(attention(q, k, v))
+        out = _attend(q, k, v)
 
         image = attn.to_out[1](attn.to_out[0](out[:, :tokens]))
         if encoder_hidden_states is None:
@@ -320,10 +428,7 @@ class UDPFluxAttnProcessor:
         if image_rotary_emb is not None:
             q = apply_rotary_emb(q, image_rotary_emb, sequence_dim=1)
             k = apply_rotary_emb(k, image_rotary_emb, sequence_dim=1)
-        out = attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias=attention_mask
-        )
-        out = _merged(out)
+        out = _attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias=attention_mask)
         if encoder_hidden_states is None:
             return out
         tokens = encoder_hidden_states.shape[1]
@@ -342,7 +447,10 @@ def _processor_for(attn: Any) -> Any:
     if FluxAttention is not None and type(attn) is FluxAttention:
         if type(theirs) is not FluxAttnProcessor:
             return f"{type(theirs).__name__} is not known"
-        if theirs._attention_backend is not None or theirs._parallel_config is not None:
+        chosen = (
+            getattr(theirs, name, None) for name in ("_attention_backend", "_parallel_config")
+        )
+        if any(setting is not None for setting in chosen):
             return "an attention backend was chosen for it"
         return UDPFluxAttnProcessor()
     if type(attn) is not Attention:
@@ -358,6 +466,8 @@ def _processor_for(attn: Any) -> Any:
     if type(theirs) is AttnProcessor:
         if attn.inner_kv_dim != attn.inner_dim or attn.upcast_attention or attn.upcast_softmax:
             return "it computes in another precision"
+        if attn.norm_q is not None or attn.norm_k is not None:
+            return "its processor leaves out its norm_q and norm_k"
         return UDPAttnProcessor()
     return f"{type(theirs).__name__} is not known"
 
@@ -374,24 +484,51 @@ class Left:
     reason: str
 
 
+@dataclass(eq=False)
+class _Change:
+    """Something done to one object or to a pair; the last acceleration that lets go takes it back."""
+
+    keys: tuple[_Key, ...]
+    take_back: Callable[[], object]
+    holders: int = 0
+
+
+#: What was done, and the id of the object that it was done to.
+_Key = tuple[str, int]
+
+#: What some acceleration holds. A change keeps its objects alive, so no id is given away meanwhile.
+_changes: WeakValueDictionary[_Key, _Change] = WeakValueDictionary()
+
+#: One `accelerate` or `undo` at a time; the modules' forward methods share no state.
+_lock = threading.Lock()
+
+
 @dataclass
 class Acceleration:
-    """What `accelerate` did. Prints as two lines; a context manager that undoes it on leaving.
+    """What `accelerate` did. Prints as two or three lines; a context manager that undoes it on leaving.
 
     Attributes:
         replaced: the names of the modules that run on our ops, and their (former) class.
         left: the modules of a kind that we have ops for which stay untouched, each with a reason.
+        frozen: the names of the parameters that required a gradient before and do not now.
     """
 
     replaced: dict[str, str] = field(default_factory=dict)
     left: list[Left] = field(default_factory=list)
-    _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
+    frozen: list[str] = field(default_factory=list)
+    _held: dict[int, _Change] = field(default_factory=dict, repr=False)
 
     def undo(self) -> None:
-        """Takes back what this call changed: classes, processors, requires_grad. Safe to repeat."""
+        """Takes back classes, processors and requires_grad, as far as no other acceleration of the
+        same modules still wants them. Safe to repeat, and from any thread."""
         with _lock:
-            while self._undo:
-                self._undo.pop()()
+            while self._held:
+                _, change = self._held.popitem()
+                change.holders -= 1
+                if change.holders == 0:
+                    change.take_back()
+                    for key in change.keys:
+                        del _changes[key]
 
     def __enter__(self) -> Acceleration:
         return self
@@ -409,11 +546,26 @@ class Acceleration:
             return ", ".join(f"{n} {what}" for what, n in items.items()) or "nothing"
 
         left = Counter(f"{item.kind} ({item.reason})" for item in self.left)
-        return f"accelerated: {count(Counter(self.replaced.values()))}\nleft as is: {count(left)}"
+        lines = [
+            f"accelerated: {count(Counter(self.replaced.values()))}",
+            f"left as is: {count(left)}",
+        ]
+        if self.frozen:
+            lines.append(f"frozen: {len(self.frozen)} parameters")
+        return "\n".join(lines)
 
+    def _hold(self, change: _Change | None) -> None:
+        """None: of an acceleration that nobody holds any more, which is there to stay."""
+        if change is not None and id(change) not in self._held:
+            self._held[id(change)] = change
+            change.holders += 1
 
-#: One `accelerate` or `undo` at a time; the modules' forward methods share no state.
-_lock = threading.Lock()
+    def _changed(
+        self, what: str, objects: Iterable[object], take_back: Callable[[], object]
+    ) -> None:
+        change = _Change(tuple((what, id(x)) for x in objects), take_back)
+        _changes.update(dict.fromkeys(change.keys, change))
+        self._hold(change)
 
 
 def _named_modules(target: Any) -> Iterator[tuple[str, nn.Module]]:
@@ -431,16 +583,23 @@ def _named_modules(target: Any) -> Iterator[tuple[str, nn.Module]]:
             yield from component.named_modules(prefix=name)
 
 
+def _has_kernel(conv: nn.Conv2d) -> bool:
+    """Whether dispatch has more than the definition for such weights, on the CPU and in float32."""
+    empty = partial(torch.empty_strided, device="cpu", dtype=torch.float32)
+    x = empty((1, conv.in_channels, 64, 64), (0, 1, 0, 0))
+    weight = empty((conv.out_channels, conv.in_channels, 3, 3), (0, 0, 0, 0))
+    chosen = dispatch.willing("conv3x3", (x, weight, None))
+    return chosen is not None and chosen.name != "reference"
+
+
 def _conv_class(conv: nn.Conv2d) -> type[nn.Module] | str:
-    if conv.padding_mode != "zeros" or conv.groups != 1 or conv.dilation != (1, 1):
-        return "padded, grouped or dilated"
-    if conv.stride != (1, 1):
-        return "strided"
-    if conv.kernel_size == (3, 3) and conv.padding in ((1, 1), "same"):
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        padding = conv.padding_mode if conv.padding_mode != "zeros" else conv.padding
+        return f"its padding is {padding}"
+    plain = (conv.stride, conv.dilation, conv.groups) == ((1, 1), (1, 1), 1)
+    if plain and conv.kernel_size == (3, 3) and conv.padding == (1, 1) and _has_kernel(conv):
         return UDPConv3x3
-    if conv.kernel_size == (1, 1) and conv.padding in ((0, 0), "same", "valid"):
-        return UDPConv1x1
-    return f"{conv.kernel_size[0]}×{conv.kernel_size[1]} taps"
+    return UDPConv
 
 
 def _classes(module: Any) -> dict[nn.Module, type[nn.Module]] | str | None:
@@ -450,17 +609,12 @@ def _classes(module: Any) -> dict[nn.Module, type[nn.Module]] | str | None:
     if kind is ResnetBlock2D:
         if type(module.nonlinearity) is not nn.SiLU:
             return f"its activation is {type(module.nonlinearity).__name__}"
-        if {type(module.norm1), type(module.norm2)} != {nn.GroupNorm}:
-            return "its normalisations are not known"
-        scaled = module.time_embedding_norm == "scale_shift"
-        return {
-            module: UDPResnetBlock2D,
-            module.norm1: UDPGroupNormSiLU,
-            module.norm2: UDPGroupNorm if scaled else UDPGroupNormSiLU,
-        }
+        return {module: UDPResnetBlock2D}
     if kind in (UNet2DModel, UNet2DConditionModel, Encoder, Decoder):
         norm, act = module.conv_norm_out, module.conv_act
         if type(norm) is nn.GroupNorm and type(act) is nn.SiLU:
+            if _is_watched(norm) or _is_watched(act):
+                return None  # which leaves the normalisation to come alone
             return {norm: UDPGroupNormSiLU, act: UDPFoldedSiLU}
         return None
     if kind is nn.Conv2d:
@@ -478,7 +632,7 @@ def _classes(module: Any) -> dict[nn.Module, type[nn.Module]] | str | None:
 
 
 _OURS = (
-    UDPConv1x1,
+    UDPConv,
     UDPConv3x3,
     UDPFoldedSiLU,
     UDPGEGLU,
@@ -499,87 +653,105 @@ def accelerate(target: Any, *, freeze: bool = True) -> Acceleration:
 
     Made for image gradients (protection), where weights are constants. Works on UNet2DModel,
     UNet2DConditionModel, AutoencoderKL, SD3's and FLUX's transformers, any torch module with their
-    blocks inside, and pipelines of them. Outputs and image gradients stay what they were up to
-    rounding; the state dict, adapters and hooks stay exactly what they were. Call it before
-    torch.compile.
+    blocks inside, and pipelines of them; devices and dtypes are the network's own, and may change
+    later. Outputs and first derivatives stay what they were up to rounding; the state dict,
+    adapters and hooks stay exactly what they were. Call it before torch.compile.
 
         with udp_fast.accelerate(unet) as done:
             print(done)         # what was replaced, and what was left and why
             ...                 # gradients with respect to the latents
 
+    A surrogate that also trains, adapters included, does so under ``freeze=False``, or after a
+    ``requires_grad_(True)`` within the block: every layer looks at its weights when it is called.
+
+    Threads may accelerate, run and undo one network at a time as they like, each within an
+    acceleration of its own: a network is given back by the last of them. A copy.deepcopy of an
+    accelerated network is accelerated for good.
+
+    A hook put on a network's last normalisation (conv_norm_out) while it is accelerated sees it with its
+    SiLU. With dropout in training mode a seed gives other masks than before (of equal distribution), since
+    torch draws them in the order of memory, which is channels_last here.
+
     Args:
         target: a torch module, or a diffusers pipeline (each of its modules).
-        freeze: also ``requires_grad_(False)`` on every parameter, undone with the rest. With False, a
-            layer whose weights require a gradient runs as it did.
+        freeze: also ``requires_grad_(False)`` on every parameter, undone with the rest. With False
+            weights that require a gradient get it, from layers that then keep what it takes.
 
-    Returns an `Acceleration`. A second call changes nothing more, and its undo takes nothing back.
+    Returns an `Acceleration`. A second call changes nothing more.
 
     Raises:
         TypeError: ``target`` is neither.
     """
     report = Acceleration()
-    with _lock:
-        named = list(_named_modules(target))
-        for name, module in named:
-            if type(module) in _OURS:
-                report.replaced[name] = _theirs(module).__name__
-            elif "forward" in module.__dict__:
-                if _classes(module) is not None or hasattr(module, "set_processor"):
-                    report.left.append(
-                        Left(name, type(module).__name__, "another library overrides its forward")
-                    )
-            elif hasattr(module, "set_processor") and hasattr(module, "processor"):
-                _set_processor(report, name, module)
-            else:
-                _set_classes(report, name, module)
-        if freeze:
-            for _, module in named:
-                for parameter in module.parameters(recurse=False):
-                    if parameter.requires_grad:
-                        parameter.requires_grad_(False)
-                        report._undo.append(lambda p=parameter: p.requires_grad_(True))  # type: ignore[misc]
+    named = list(_named_modules(target))
+    try:
+        with _lock:
+            for name, module in named:
+                if hasattr(module, "set_processor") and hasattr(module, "processor"):
+                    _set_processor(report, name, module)
+                else:
+                    _set_classes(report, name, module)
+            if freeze:
+                _freeze(report, named)
+    except BaseException:
+        report.undo()
+        raise
     return report
 
 
 def _set_processor(report: Acceleration, name: str, attn: Any) -> None:
-    theirs = attn.processor
+    theirs, kind = attn.processor, type(attn).__name__
     if isinstance(theirs, _OUR_PROCESSORS):
-        report.replaced[name] = type(attn).__name__
+        report.replaced[name] = kind
+        report._hold(_changes.get(("processor", id(attn))))
         return
-    ours = _processor_for(attn)
+    ours = "another library overrides its forward" if _is_overridden(attn) else _processor_for(attn)
     if isinstance(ours, str):
-        report.left.append(Left(name, type(attn).__name__, ours))
+        report.left.append(Left(name, kind, ours))
         return
     attn.set_processor(ours)
-    report.replaced[name] = type(attn).__name__
+    report.replaced[name] = kind
 
-    def undo() -> None:
+    def take_back() -> None:
         if attn.processor is ours:  # else somebody set another one since
             attn.set_processor(theirs)
 
-    report._undo.append(undo)
+    report._changed("processor", [attn], take_back)
 
 
 def _set_classes(report: Acceleration, name: str, module: nn.Module) -> None:
-    found = _classes(module)
-    if found is None:
+    if type(module) in _OURS:
+        report.replaced[name] = _theirs(module).__name__
+        report._hold(_changes.get(("class", id(module))))
         return
+    found = _classes(module)
+    if isinstance(found, dict) and any(map(_is_overridden, found)):
+        found = "another library overrides its forward"
     if isinstance(found, str):
         report.left.append(Left(name, type(module).__name__, found))
-        return
-    if any("forward" in part.__dict__ for part in found):
-        report.left.append(
-            Left(name, type(module).__name__, "another library overrides the forward of a part")
-        )
+    if not isinstance(found, dict):
         return
     if module in found:
         report.replaced[name] = type(module).__name__
+    before = {part: type(part) for part in found}
     for part, ours in found.items():
-        theirs = type(part)
         part.__class__ = ours
 
-        def undo(part: nn.Module = part, theirs: Any = theirs, ours: Any = ours) -> None:
-            if type(part) is ours:
+    def take_back() -> None:
+        for part, theirs in before.items():
+            if type(part) is found[part]:  # else somebody gave it another one since
                 part.__class__ = theirs
 
-        report._undo.append(undo)
+    report._changed("class", found, take_back)
+
+
+def _freeze(report: Acceleration, named: list[tuple[str, nn.Module]]) -> None:
+    for prefix, module in named:
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            if not parameter.requires_grad:
+                report._hold(_changes.get(("requires_grad", id(parameter))))
+                continue
+            parameter.requires_grad_(False)
+            report.frozen.append(name)
+            take_back = partial(parameter.requires_grad_, True)
+            report._changed("requires_grad", [parameter], take_back)
