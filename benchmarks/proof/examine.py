@@ -64,9 +64,9 @@ class Entry:
         """Of a kernel of products, for a pair. What is copied to shared memory asynchronously are tiles
         that all blocks of a head share, so it counts as instructions but not as memory's."""
         products = self.form.products
-        if products is None or not products.pairs or not self.code.loop:
+        if products is None or not self.code.loop:
             return None
-        pairs = products.pairs
+        pairs = products.pairs or 32  # which unit takes longest does not depend on it
         opcodes = self.code.loop
         alone = {o: n for o, n in opcodes.items() if not o.startswith("LDGSTS")}
         accesses = ((global_access(opcode), n) for opcode, n in alone.items())

@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from benchmarks.proof import cuda
+from benchmarks.proof import cuda, table
+from benchmarks.proof.examine import Entry, Examination
 from benchmarks.proof.form import (
     ONLY_DQ,
     Form,
@@ -174,3 +175,18 @@ def test_every_kernel_of_products_is_examined() -> None:
         "attention_forward_kernel", "attention_few_keys_dq_kernel", "attention_dq_kernel",
         "attention_dkdv_kernel", "attention_wide_forward_kernel", "attention_wide_gradient_kernel",
     }  # fmt: skip
+
+
+def test_the_table_says_which_pairs_it_counts_and_what_bounds_every_chip() -> None:
+    """80 pairs for 77 keys are counted as 80; beside it stands the count over the 77."""
+    form = dataclasses.replace(
+        FORM, label="bf16 64 80 1", products=Products(pairs=128, tensor=12, limit=0.25, keys=80)
+    )
+    new = dataclasses.replace(CODE, loop={**LOOP, "HMMA.16816.F32.BF16": 0, "UTCHMMA": 3})
+    codes = {"80": CODE, "89": CODE, "90": CODE, "100": new}
+    found = Examination([Entry(form, a, code) for a, code in codes.items()])
+    header, row = table.products(found)
+    said = dict(zip(header, row, strict=True))
+    assert said["instructions a pair, sm_80"] == said["at most"] == "0.250"
+    assert said["over 77 keys"] == "0.260"
+    assert all("(tensor " in said[chip.name] for chip in table.CHIPS)
