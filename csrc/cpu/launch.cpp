@@ -5,13 +5,10 @@
 #include <initializer_list>
 #include <limits>
 
-#if !defined(_WIN32)
-#include <unistd.h>
-#endif
-
 #include "../math/diffuse.h"
 #include "../math/half.h"
 #include "../math/quantize.h"
+#include "caches.h"
 #include "isa.h"
 #include "parallel.h"
 
@@ -102,15 +99,7 @@ void set_levels(const Schedule& s, int64_t images, std::vector<float>& signal,
 }  // namespace
 
 bool worth_streaming(const Shape& shape, const Operand& out) {
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-    static const int64_t cache = [] {
-        const int64_t size = sysconf(_SC_LEVEL3_CACHE_SIZE);
-        return size > 0 ? size : int64_t{32} << 20;
-    }();
-#else
-    static const int64_t cache = int64_t{32} << 20;
-#endif
-    return shape.images * shape.channels * shape.pixels * size_of(out.type) > cache / 4;
+    return shape.images * shape.channels * shape.pixels * size_of(out.type) > last_cache() / 4;
 }
 
 void pgd_step(PgdStep args, Shape shape, PerImage<float> alpha, PerImage<float> eps, Step step,
