@@ -64,6 +64,7 @@ SOURCES = [
     *(f for f in FLAGS if X86 or f == "csrc/cpu/kernels_baseline.cpp"),
     "csrc/bindings.cpp",
     "csrc/cpu/attention.cpp",
+    "csrc/cpu/caches.cpp",
     "csrc/cpu/isa.cpp",
     "csrc/cpu/launch.cpp",
     "csrc/cpu/launch_group_norm.cpp",

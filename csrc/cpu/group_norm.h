@@ -44,6 +44,9 @@ UDP_HD double total(F a) {
     return lanes[0];
 }
 
+// Elements from those at work to those that are fetched meanwhile.
+constexpr int64_t kAhead = 256;
+
 // Interleaved pixels are taken four at a time, a quarter of the tile from one to the next:
 // neighbours would be in one page, where the processor foresees one stream of accesses, not four.
 
@@ -192,13 +195,34 @@ struct Channel {
 UDP_HD float scale_of(const GroupNorm& a, int64_t channel, int64_t row) {
     return a.weight == nullptr ? a.rstd[row] : a.rstd[row] * a.weight[channel];
 }
-// Planar: one channel in all lanes.
-UDP_HD Channel channel_at(const GroupNorm& a, int64_t image, int64_t channel, bool gradient) {
-    const int64_t row = image * a.groups + channel / a.group_channels();
-    return {F(a.mean[row]), F(scale_of(a, channel, row)),
-            F(a.bias == nullptr ? 0.0f : a.bias[channel]), F(gradient ? a.pull[row] : 0.0f),
-            F(gradient ? a.tilt[row] : 0.0f)};
-}
+// Planar: one channel after another, each in all lanes. It counts to the next group: a division for
+// each would take as long as the arithmetic of a hundred pixels.
+class Channels {
+  public:
+    Channels(const GroupNorm& a, const Tile& tile)
+        : a_(a),
+          width_(a.group_channels()),
+          channel_(tile.channel),
+          row_(tile.image * a.groups + tile.channel / width_),
+          left_(width_ - tile.channel % width_) {}
+    Channel next(bool gradient) {
+        const Channel found = {F(a_.mean[row_]), F(scale_of(a_, channel_, row_)),
+                               F(a_.bias == nullptr ? 0.0f : a_.bias[channel_]),
+                               F(gradient ? a_.pull[row_] : 0.0f),
+                               F(gradient ? a_.tilt[row_] : 0.0f)};
+        ++channel_;
+        if (--left_ == 0) {
+            ++row_;
+            left_ = width_;
+        }
+        return found;
+    }
+
+  private:
+    const GroupNorm& a_;
+    const int64_t width_;
+    int64_t channel_, row_, left_;
+};
 // Interleaved: where the numbers of an image's channels are.
 struct Columns {
     const float *mean, *scale, *bias, *pull, *tilt;
@@ -243,11 +267,12 @@ UDP_HD void specialised(const GroupNorm& a, Body body) {
 // pixel(channels, x, gradient, y, i, lanes) makes y[i] from x[i], and gradient[i] if kGradient.
 template <class T, bool kGradient, class Pixel>
 UDP_HD void over_planar(const GroupNorm& a, const Tile& tile, Pixel pixel) {
+    Channels channels(a, tile);
     for (int64_t c = tile.channel; c < tile.channel + tile.channels; ++c) {
         const T* x = element<T>(a.x, tile.image, c, tile.pixel);
         const T* g = kGradient ? element<T>(a.gradient, tile.image, c, tile.pixel) : nullptr;
         T* y = element_to_write<T>(a.out, tile.image, c, tile.pixel);
-        const Channel channel = channel_at(a, tile.image, c, kGradient);
+        const Channel channel = channels.next(kGradient);
         const bool stream = a.stream && aligned(y);
         for_lanes(tile.pixels, [=](int64_t i, auto lanes) {
             const F gradient = kGradient ? load(g + i, lanes) : F(0.0f);
@@ -303,15 +328,20 @@ void apply(const GroupNorm& a, const Tile& tile) {
 template <class T, bool kSilu, bool kKeep>
 Slopes slopes_planar(const GroupNorm& a, const Tile& tile, Slopes* channels) {
     F plain(0.0f), tilted(0.0f);
+    Channels numbers(a, tile);
     for (int64_t c = 0; c < tile.channels; ++c) {
         const T* x = element<T>(a.x, tile.image, tile.channel + c, tile.pixel);
         const T* g = element<T>(a.gradient, tile.image, tile.channel + c, tile.pixel);
-        const Channel channel = channel_at(a, tile.image, tile.channel + c, false);
+        const Channel channel = numbers.next(false);
         F sum(0.0f), product(0.0f);
         float* keep = kKeep
                           ? element_to_write<float>(a.out, tile.image, tile.channel + c, tile.pixel)
                           : nullptr;
         for_lanes(tile.pixels, [=, &sum, &product](int64_t i, auto lanes) {
+            if (kSilu) {
+                fetch(x + i + kAhead);
+                fetch(g + i + kAhead);
+            }
             const F distance = load(x + i, lanes) - channel.mean;
             const F h = slope_of<kSilu>(distance, load(g + i, lanes), channel);
             if (kKeep) store(keep + i, h, lanes, false);
@@ -325,12 +355,14 @@ Slopes slopes_planar(const GroupNorm& a, const Tile& tile, Slopes* channels) {
     return {total(plain), total(tilted)};
 }
 
-template <class T, bool kSilu, int kPixels>
+template <class T, bool kSilu, bool kKeep, int kPixels>
 UDP_HD void add_slopes(const GroupNorm& a, const Tile& tile, int64_t p, int64_t apart, float* sums,
                        float* products) {
     const T* x = element<T>(a.x, tile.image, tile.channel, p);
     const T* g = element<T>(a.gradient, tile.image, tile.channel, p);
-    const int64_t x_apart = apart * a.x.pixel, g_apart = apart * a.gradient.pixel;
+    const int64_t x_apart = apart * a.x.pixel, g_apart = apart * a.gradient.pixel,
+                  keep_apart = apart * a.out.pixel;
+    float* keep = kKeep ? element_to_write<float>(a.out, tile.image, tile.channel, p) : nullptr;
     const Columns columns(a, tile.image, tile.channel);
     for_lanes(tile.channels, [=](int64_t i, auto lanes) {
         const Channel channel = columns.at(i, false);
@@ -338,6 +370,7 @@ UDP_HD void add_slopes(const GroupNorm& a, const Tile& tile, int64_t p, int64_t 
         for (int k = 0; k < kPixels; ++k) {
             const F distance = load(x + k * x_apart + i, lanes) - channel.mean;
             const F h = slope_of<kSilu>(distance, load(g + k * g_apart + i, lanes), channel);
+            if (kKeep) store(keep + k * keep_apart + i, h, lanes, false);
             sum = sum + h;
             product = fma(h, distance, product);
         }
@@ -346,7 +379,7 @@ UDP_HD void add_slopes(const GroupNorm& a, const Tile& tile, int64_t p, int64_t 
     });
 }
 
-template <class T, bool kSilu>
+template <class T, bool kSilu, bool kKeep>
 void slopes_interleaved(const GroupNorm& a, const Tile& whole, Slopes* channels) {
     alignas(64) float sums[kColumnBlock], products[kColumnBlock];
     for (int64_t block = 0; block < whole.channels; block += kColumnBlock) {
@@ -358,10 +391,10 @@ void slopes_interleaved(const GroupNorm& a, const Tile& whole, Slopes* channels)
         memset(products, 0, sizeof products);
         const int64_t quarter = tile.pixels / 4;
         for (int64_t p = 0; p < quarter; ++p) {
-            add_slopes<T, kSilu, 4>(a, tile, tile.pixel + p, quarter, sums, products);
+            add_slopes<T, kSilu, kKeep, 4>(a, tile, tile.pixel + p, quarter, sums, products);
         }
         for (int64_t p = 4 * quarter; p < tile.pixels; ++p) {
-            add_slopes<T, kSilu, 1>(a, tile, tile.pixel + p, 0, sums, products);
+            add_slopes<T, kSilu, kKeep, 1>(a, tile, tile.pixel + p, 0, sums, products);
         }
         for (int64_t c = 0; c < tile.channels; ++c) {
             channels[block + c] = {sums[c], products[c]};
@@ -370,13 +403,17 @@ void slopes_interleaved(const GroupNorm& a, const Tile& whole, Slopes* channels)
 }
 
 Slopes slopes(const GroupNorm& a, const Tile& tile, Slopes* channels) {
-    if (a.keeps) return slopes_planar<float, true, true>(a, tile, channels);
     Slopes found{};
+    if (a.keeps) {
+        if (!a.interleaved) return slopes_planar<float, true, true>(a, tile, channels);
+        slopes_interleaved<float, true, true>(a, tile, channels);
+        return found;
+    }
     specialised(a, [&](auto* type, auto silu) {
         using T = typename std::remove_pointer<decltype(type)>::type;
         constexpr bool kSilu = decltype(silu)::value;
         if (a.interleaved) {
-            slopes_interleaved<T, kSilu>(a, tile, channels);
+            slopes_interleaved<T, kSilu, false>(a, tile, channels);
         } else {
             found = slopes_planar<T, kSilu, false>(a, tile, channels);
         }
@@ -384,21 +421,7 @@ Slopes slopes(const GroupNorm& a, const Tile& tile, Slopes* channels) {
     return found;
 }
 
-void dx_from_kept(const GroupNorm& a, const Tile& tile) {
-    for (int64_t c = tile.channel; c < tile.channel + tile.channels; ++c) {
-        const float* x = element<float>(a.x, tile.image, c, tile.pixel);
-        float* y = element_to_write<float>(a.out, tile.image, c, tile.pixel);
-        const Channel channel = channel_at(a, tile.image, c, true);
-        for_lanes(tile.pixels, [=](int64_t i, auto lanes) {
-            const F h = load(y + i, lanes), distance = load(x + i, lanes) - channel.mean;
-            store(y + i, group_norm_dx(h, distance, channel.scale, channel.pull, channel.tilt),
-                  lanes, false);
-        });
-    }
-}
-
 void dx(const GroupNorm& a, const Tile& tile) {
-    if (a.keeps) return dx_from_kept(a, tile);
     specialised(a, [&](auto* type, auto silu) {
         using T = typename std::remove_pointer<decltype(type)>::type;
         constexpr bool kSilu = decltype(silu)::value;

@@ -5,13 +5,10 @@
 #include <initializer_list>
 #include <limits>
 
-#if !defined(_WIN32)
-#include <unistd.h>
-#endif
-
 #include "../math/diffuse.h"
 #include "../math/half.h"
 #include "../math/quantize.h"
+#include "caches.h"
 #include "isa.h"
 #include "parallel.h"
 
@@ -101,20 +98,8 @@ void set_levels(const Schedule& s, int64_t images, std::vector<float>& signal,
 
 }  // namespace
 
-// The last cache, as far as it can be counted on: a virtual machine may report the whole socket's,
-// hundreds of megabytes, to guests that have a slice of it.
-static int64_t dependable_cache() {
-    constexpr int64_t most = int64_t{32} << 20;
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-    const int64_t size = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    if (size > 0 && size < most) return size;
-#endif
-    return most;
-}
-
 bool worth_streaming(const Shape& shape, const Operand& out) {
-    static const int64_t cache = dependable_cache();
-    return shape.images * shape.channels * shape.pixels * size_of(out.type) > cache / 4;
+    return shape.images * shape.channels * shape.pixels * size_of(out.type) > last_cache() / 4;
 }
 
 void pgd_step(PgdStep args, Shape shape, PerImage<float> alpha, PerImage<float> eps, Step step,

@@ -194,8 +194,8 @@ struct GroupNorm {
     Shape shape;
     int64_t groups;
     bool interleaved, silu, stream;
-    // Planar, float32, with a SiLU: `slopes` leaves h = dL/du in `out` for `dx`, which then needs
-    // no second exponential.
+    // float32 with a SiLU: `slopes` leaves h = dL/du in `out`. `dx` may then take that for the
+    // gradient, without a SiLU, and needs no second exponential.
     bool keeps;
     const float *weight, *bias;  // [channels]; null: one and zero
     const float *mean, *rstd;    // [images, groups]

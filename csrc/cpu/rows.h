@@ -41,6 +41,16 @@ UDP_HD void store(T* p, F a, Part part, bool) {
     memcpy(p, lanes, static_cast<size_t>(part.n) * sizeof(T));
 }
 
+// Into the second cache, for a loop whose chain of instructions is too long for the processor to
+// see the next lines in time by itself. The address need not exist.
+UDP_HD void fetch(const void* p) {
+#if !defined(_MSC_VER)
+    __builtin_prefetch(p, 0, 2);
+#elif defined(_M_X64)
+    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+#endif
+}
+
 struct Yes {
     static constexpr bool value = true;
 };

@@ -110,6 +110,11 @@ UDP_HD F only_if(M m, F yes) {
 UDP_HD F select_by_top_bit(U a, F yes, F no) {  // blendv looks at no other bit
     return select(M{_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}, yes, no);
 }
+UDP_HD U lookup8(const uint32_t (&table)[8], U index) {
+    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table));
+    return {_mm256_permutevar8x32_epi32(words, index.lo),
+            _mm256_permutevar8x32_epi32(words, index.hi)};
+}
 UDP_HD F flip(F a, F sign) {
     return as_float(as_uint(a) ^ (as_uint(sign) & U(0x80000000u)));
 }

@@ -123,6 +123,10 @@ UDP_HD F only_if(M m, F yes) {
 UDP_HD F select_by_top_bit(U a, F yes, F no) {
     return select(M{_mm512_movepi32_mask(a.v)}, yes, no);
 }
+UDP_HD U lookup8(const uint32_t (&table)[8], U index) {
+    const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table));
+    return _mm512_permutexvar_epi32(index.v, _mm512_broadcast_i64x4(words));
+}
 UDP_HD F flip(F a, F sign) {
     return as_float(as_uint(a) ^ (as_uint(sign) & U(0x80000000u)));
 }

@@ -98,6 +98,13 @@ UDP_HD F select_by_top_bit(const U& a, const F& yes, const F& no) {
     return select(m, yes, no);
 }
 
+// Of each index the last three bits count.
+UDP_HD U lookup8(const uint32_t (&table)[8], const U& index) {
+    U r;
+    UDP_LANES r.v[i] = table[index.v[i] % 8];
+    return r;
+}
+
 // How many lanes were true so far; fewer than 2^31 a lane.
 struct Count {
     uint32_t v[16] = {};

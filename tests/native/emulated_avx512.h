@@ -246,6 +246,12 @@ inline Doubles cvtps_pd(__m256 a) {
 inline Doubles fmadd_pd(Doubles a, Doubles b, Doubles c) {
     return each<Doubles>([=](unsigned i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
 }
+inline Words broadcast_i64x4(__m256i a) {
+    return bits<Words>(Vector<__m256i, 2>{{a, a}});
+}
+inline Words permutexvar_epi32(Words index, Words a) {
+    return each<Words>([=](unsigned i) { return a.v[index.v[i] % 16]; });
+}
 // Four lanes in place of those from 4 * quarter on.
 inline Floats insertf32x4(Floats a, __m128 b, int quarter) {
     memcpy(a.v + 4 * quarter, &b, sizeof b);
@@ -321,6 +327,8 @@ inline Floats shuffle_ps(Floats a, Floats b, unsigned how) {
 #define _mm512_extractf32x8_ps emulated::half_of
 #define _mm512_cvtps_pd emulated::cvtps_pd
 #define _mm512_fmadd_pd emulated::fmadd_pd
+#define _mm512_broadcast_i64x4 emulated::broadcast_i64x4
+#define _mm512_permutexvar_epi32 emulated::permutexvar_epi32
 #define _mm512_unpacklo_ps(a, b) emulated::unpack(a, b, 0)
 #define _mm512_unpackhi_ps(a, b) emulated::unpack(a, b, 2)
 #define _mm512_shuffle_ps emulated::shuffle_ps

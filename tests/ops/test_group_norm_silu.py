@@ -379,6 +379,24 @@ def test_what_is_not_finite_stays_in_its_group(backend_name, bad, layout):
         assert dirty[name][touched].isnan().all()
 
 
+def test_torchs_default_dtype_does_not_matter(backend_name):
+    arguments = (
+        floats((2, 8, 6, 6), 0),
+        floats((8,), 1),
+        floats((8,), 2),
+        floats((2, 8, 6, 6), 3),
+        4,
+    )
+    expected = run(*arguments)
+    torch.set_default_dtype(F64)
+    try:
+        found = run(*arguments)
+    finally:
+        torch.set_default_dtype(F32)
+    for name, value in found.items():
+        assert same_bits(value, expected[name]), name
+
+
 def test_silu_at_its_ends(backend_name):
     """Far out SiLU is u or nearly nothing, and its slope one or nearly none."""
     bias = torch.tensor([-1e4, -150.0, -89.0, -20.0, 20.0, 89.0, 150.0, 1e4])

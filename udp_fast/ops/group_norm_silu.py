@@ -88,15 +88,19 @@ torch.library.register_fake("udp_fast::group_norm_silu_backward", _fake_backward
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, weight, bias, ctx.num_groups, _eps, ctx.act = inputs
     _y, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
+    _keep(ctx, inputs, mean, rstd)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], mean: Tensor, rstd: Tensor) -> None:
+    x, weight, bias, ctx.num_groups, _eps, ctx.act = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, mean, rstd, weight, bias)
 
 
 def _backward(
-    ctx: Any, grad_y: Tensor | None, _mean: Tensor | None, _rstd: Tensor | None
+    ctx: Any, grad_y: Tensor | None, _mean: Tensor | None = None, _rstd: Tensor | None = None
 ) -> tuple[Tensor | None, ...]:
     if grad_y is None:
         return (None,) * 6
@@ -123,14 +127,15 @@ class _Eager(torch.autograd.Function):
     """The same rule without torch.library's dispatch, which costs a small latent more than the op.
 
     In the older form, whose context comes first: with a separate `setup_context` torch binds the
-    arguments to forward's signature, which takes as long as the rest of the call.
+    arguments to forward's signature, which takes as long as the rest of the call. And y is all it
+    gives back: the statistics would each get a place in the graph.
     """
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output = _group_norm_silu(*args)
-        _setup_context(ctx, args, output)
-        return output
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        y, mean, rstd = _group_norm_silu(*args)
+        _keep(ctx, args, mean, rstd)
+        return y
 
     backward = staticmethod(_backward)
 
@@ -183,11 +188,12 @@ def group_norm_silu(
             check.check_tensor(op, name, value, check.FLOATS, like=x, shape=(channels,))
     if act is not None:
         check.check_choice(op, "act", act, ("silu",))
-    normalise: Any
+    args = (x, weight, bias, num_groups, float(eps), act)
+    y: Tensor
     if not check.is_eager(x, weight, bias):
-        normalise = torch.ops.udp_fast.group_norm_silu
+        y, _mean, _rstd = torch.ops.udp_fast.group_norm_silu(*args)
+    elif check.wants_grad(x, weight, bias):
+        y = _Eager.apply(*args)  # type: ignore[no-untyped-call]
     else:
-        normalise = _Eager.apply if check.wants_grad(x, weight, bias) else _group_norm_silu
-    y, _mean, _rstd = normalise(x, weight, bias, num_groups, float(eps), act)
-    assert isinstance(y, Tensor)
+        y, _mean, _rstd = _group_norm_silu(*args)
     return y

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,61 +12,77 @@ from torch import Tensor
 from . import native
 
 
+class _Way(NamedTuple):
+    """How the kernels walk tensors of one shape and strides."""
+
+    shape: tuple[int, int, int]  # images, channels, pixels
+    strides: tuple[int, int, int]  # of them, in elements
+    fits: tuple[bool, bool]  # whether channel by channel, and pixel by pixel
+    interleaved: bool  # the better one
+
+
 @lru_cache(maxsize=1024)
-def _layouts(shape: torch.Size, stride: tuple[int, ...]) -> tuple[bool, bool]:
-    """Whether the kernels can walk such a tensor (planar, interleaved)."""
-    found = _strides(shape, stride)
+def _way(shape: torch.Size, stride: tuple[int, ...]) -> _Way | None:
+    """None where they cannot; a call costs less than what it spares a small tensor."""
+    found = (stride[0], stride[1], 1) if len(shape) == 2 else native.strides(shape, stride)
     if found is None:
-        return False, False
-    channels, pixels = shape[1], shape[2:].numel()
+        return None
+    images, channels, pixels = shape[0], shape[1], shape[2:].numel()
     _, channel, pixel = found
     planar = (pixel == 1 or pixels == 1) and (channel == pixels or channels == 1)
-    return planar, channel == 1 or channels == 1
-
-
-@lru_cache(maxsize=1024)
-def _strides(shape: torch.Size, stride: tuple[int, ...]) -> tuple[int, int, int] | None:
-    """Of image, channel and pixel."""
-    if len(shape) == 2:
-        return stride[0], stride[1], 1
-    return native.strides(shape, stride)
-
-
-def _empty(x: Tensor, interleaved: bool) -> Tensor:
-    """Like x, densely in the order of the walk."""
-    if not interleaved:
-        return torch.empty(x.shape, dtype=x.dtype)
-    return torch.empty((x.shape[0], *x.shape[2:], x.shape[1]), dtype=x.dtype).movedim(-1, 1)
-
-
-def _walk(x: Tensor) -> tuple[Tensor, bool]:
-    """x, copied only if it is in neither order, and whether to walk it with its channels inside."""
-    planar, interleaved = _layouts(x.shape, x.stride())
+    interleaved = channel == 1 or channels == 1
     if not planar and not interleaved:
-        return x.contiguous(), False
+        return None
     # One pixel an image: lanes are of more use across the channels.
-    return x, interleaved and (not planar or x.shape[2:].numel() == 1)
+    better = interleaved and (not planar or pixels == 1)
+    return _Way((images, channels, pixels), found, (planar, interleaved), better)
 
 
-def _fitting(value: Tensor, like: Tensor, interleaved: bool) -> Tensor:
+def _walk(x: Tensor) -> tuple[Tensor, _Way]:
+    """x, copied only if the kernels cannot walk it, and how they do."""
+    way = _way(x.shape, x.stride())
+    if way is None:
+        x = x.contiguous()
+        way = _way(x.shape, x.stride())
+        assert way is not None
+    return x, way
+
+
+def _fits(value: Tensor, interleaved: bool) -> _Way | None:
+    """How to walk another tensor in the same order; None where that is impossible."""
+    way = _way(value.shape, value.stride())
+    return way if way is not None and way.fits[interleaved] else None
+
+
+def _empty(x: Tensor, interleaved: bool) -> tuple[Tensor, _Way]:
+    """Like x, densely in the order of the walk."""
+    if interleaved:
+        shape = (x.shape[0], *x.shape[2:], x.shape[1])
+        found = torch.empty(shape, dtype=x.dtype, device=x.device).movedim(-1, 1)
+    else:
+        found = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    way = _fits(found, interleaved)
+    assert way is not None
+    return found, way
+
+
+def _read(value: Tensor, like: Tensor, interleaved: bool) -> tuple[Tensor, _Way]:
     """value, copied only if it is not in the order of the walk or not of the dtype of ``like``."""
-    if value.dtype == like.dtype and _layouts(value.shape, value.stride())[interleaved]:
-        return value
-    return _empty(like, interleaved).copy_(value)
+    way = _fits(value, interleaved)
+    if value.dtype == like.dtype and way is not None:
+        return value, way
+    copy, way = _empty(like, interleaved)
+    return copy.copy_(value), way
 
 
-def _operand(value: Tensor) -> native.Operand:
-    found = _strides(value.shape, value.stride())
-    assert found is not None
-    return (value.data_ptr(), native.DTYPES[value.dtype], *found)
+def _write(out: Tensor, interleaved: bool) -> tuple[Tensor, _Way]:
+    """What the kernels write: ``out``, if they can walk it."""
+    way = _fits(out, interleaved)
+    return (out, way) if way is not None else _empty(out, interleaved)
 
 
-def _output(x: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
-    """What the op returns, and what the kernels write: the same tensor, if they can walk it."""
-    out = torch.empty_like(x)
-    if _layouts(out.shape, out.stride())[interleaved]:
-        return out, out
-    return out, _empty(x, interleaved)
+def _operand(value: Tensor, way: _Way) -> native.Operand:
+    return (value.data_ptr(), native.DTYPES[value.dtype], *way.strides)
 
 
 def _floats(value: Tensor | None) -> Tensor | None:
@@ -86,19 +103,20 @@ def group_norm_silu(
     eps: float,
     act: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    mean = torch.zeros((x.shape[0], num_groups))
+    y = torch.empty_like(x)
+    mean = torch.empty((x.shape[0], num_groups), dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
     if x.numel() == 0:
-        return torch.empty_like(x), mean, rstd.copy_(1 / (mean + eps).sqrt())
-    walked, interleaved = _walk(x)
-    y, written = _output(x, interleaved)
+        return y, mean.zero_(), rstd.copy_(1 / (mean + eps).sqrt())
+    walked, way = _walk(x)
+    written, written_way = _write(y, way.interleaved)
     weight, bias = _floats(weight), _floats(bias)
     native.module().group_norm(
-        (x.shape[0], x.shape[1], x.shape[2:].numel()),
-        _operand(walked),
-        _operand(written),
+        way.shape,
+        _operand(walked, way),
+        _operand(written, written_way),
         num_groups,
-        interleaved,
+        way.interleaved,
         _address(weight),
         _address(bias),
         act is not None,
@@ -109,6 +127,13 @@ def group_norm_silu(
     )
     native.deliver(written, y)
     return y, mean, rstd
+
+
+def _sums(x: Tensor, of: Tensor | None, needed: bool) -> Tensor:
+    """Where the gradient of a weight is added up, in float32; size 0 where it is not needed."""
+    dtype = torch.float32 if needed or of is None else of.dtype
+    count = x.shape[1] if needed else 0
+    return torch.empty(count, dtype=dtype, device=x.device)
 
 
 def group_norm_silu_backward(
@@ -122,36 +147,42 @@ def group_norm_silu_backward(
     act: str | None,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    needed = [n and v is not None for n, v in zip(needs, (x, weight, bias), strict=True)]
-    sums = [torch.zeros(x.shape[1]) if n else torch.empty(0) for n in needed[1:]]
-    dx = torch.empty(0, dtype=x.dtype)
+    wants_dx = needs[0]
+    wants_dweight = needs[1] and weight is not None
+    wants_dbias = needs[2] and bias is not None
+    dx = torch.empty_like(x) if wants_dx else torch.empty(0, dtype=x.dtype, device=x.device)
+    dweight, dbias = _sums(x, weight, wants_dweight), _sums(x, bias, wants_dbias)
     if x.numel() == 0:
-        dx = torch.empty_like(x) if needed[0] else dx
-    elif any(needed):
-        walked, interleaved = _walk(x)
-        gradient = _fitting(grad_y, walked, interleaved)
-        written = None
-        if needed[0]:
-            dx, written = _output(x, interleaved)
+        dweight.zero_()
+        dbias.zero_()
+    elif wants_dx or wants_dweight or wants_dbias:
+        walked, way = _walk(x)
+        gradient, gradient_way = _read(grad_y, walked, way.interleaved)
+        written = operand = None
+        if wants_dx:
+            written, written_way = _write(dx, way.interleaved)
+            operand = _operand(written, written_way)
         mean, rstd = mean.contiguous(), rstd.contiguous()
         scale, shift = _floats(weight), _floats(bias)
         native.module().group_norm_backward(
-            (x.shape[0], x.shape[1], x.shape[2:].numel()),
-            _operand(walked),
-            _operand(gradient),
-            None if written is None else _operand(written),
+            way.shape,
+            _operand(walked, way),
+            _operand(gradient, gradient_way),
+            operand,
             num_groups,
-            interleaved,
+            way.interleaved,
             _address(scale),
             _address(shift),
             act is not None,
             mean.data_ptr(),
             rstd.data_ptr(),
-            *(s.data_ptr() if n else 0 for s, n in zip(sums, needed[1:], strict=True)),
+            dweight.data_ptr() if wants_dweight else 0,
+            dbias.data_ptr() if wants_dbias else 0,
             torch.get_num_threads(),
         )
         native.deliver(written, dx)
-    dweight, dbias = (
-        s if v is None else s.to(v.dtype) for s, v in zip(sums, (weight, bias), strict=True)
-    )
+    if wants_dweight and weight is not None:
+        dweight = dweight.to(weight.dtype)
+    if wants_dbias and bias is not None:
+        dbias = dbias.to(bias.dtype)
     return dx, dweight, dbias
