@@ -136,13 +136,14 @@ def shared_of(variant: Variant) -> int:
     thread that loaded it, and for what threads have to tell one another
 
     - a number of eight bytes for each warp, to add up one number over the block,
+    - in attention a number of each row from each warp that has a part of it,
     - a number for each of a tile's rows, or where a thread keeps to its channels for each thread and
       channel, to add up over a channel's threads,
     - where no vectors are possible, a tile: elements are then loaded in one order, and drawn, added up
       or divided into rows in another.
     """
     if not variant.walks:
-        return max(8 * variant.warps, 4 * variant.constants.get("ROWS", 0))
+        return max(8, 4 * variant.constants.get("ROWS", 0)) * variant.warps
     groups, width = variant.constants["GROUPS"], variant.constants["WIDTH"]
     tile = 4 * groups * width
     if not variant.vectorised:
