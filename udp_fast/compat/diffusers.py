@@ -747,7 +747,7 @@ def _fold(report: Acceleration, name: str, module: Any) -> None:
         return
     if _is_watched(norm) or _is_watched(act):
         return
-    # Another object: before 0.35 diffusers had one SiLU for all networks.
+    # Another object: older versions of diffusers have one SiLU for all networks.
     folded = UDPFoldedSiLU().train(act.training)
     norm.__class__, module.conv_act = UDPGroupNormSiLU, folded
     report.replaced[f"{name}.conv_act".lstrip(".")] = "SiLU"
