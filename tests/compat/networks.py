@@ -259,6 +259,7 @@ def plain_and_exact(
 def state(module: nn.Module) -> dict[str, Any]:
     """What must be as before once all is undone."""
     return {
+        "modules": {name: id(m) for name, m in module.named_modules()},
         "classes": {name: type(m) for name, m in module.named_modules()},
         "attributes": {name: set(vars(m)) for name, m in module.named_modules()},
         "processors": {

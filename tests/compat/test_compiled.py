@@ -40,6 +40,7 @@ def test_one_graph_with_the_same_results(name: str, backend: str) -> None:
         assert_same(gradient(run, module, x), plain, exact)
 
 
+@pytest.mark.slow
 def test_compiled_first_and_accelerated_later() -> None:
     network = NETWORKS["ddpm"]
     module, x = network.make().requires_grad_(False), image(network)

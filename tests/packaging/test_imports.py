@@ -13,7 +13,7 @@ import pytest
 MAY_IMPORT = {
     "backends": set[str](),
     "ops": {"backends"},
-    "compat": {"ops"},
+    "compat": {"backends", "ops"},
     "diffusion": {"ops"},
     "images": {"ops"},
     "methods": {"diffusion", "ops"},

@@ -610,13 +610,6 @@ def _classes(module: Any) -> dict[nn.Module, type[nn.Module]] | str | None:
         if type(module.nonlinearity) is not nn.SiLU:
             return f"its activation is {type(module.nonlinearity).__name__}"
         return {module: UDPResnetBlock2D}
-    if kind in (UNet2DModel, UNet2DConditionModel, Encoder, Decoder):
-        norm, act = module.conv_norm_out, module.conv_act
-        if type(norm) is nn.GroupNorm and type(act) is nn.SiLU:
-            if _is_watched(norm) or _is_watched(act):
-                return None  # which leaves the normalisation to come alone
-            return {norm: UDPGroupNormSiLU, act: UDPFoldedSiLU}
-        return None
     if kind is nn.Conv2d:
         found = _conv_class(module)
         return found if isinstance(found, str) else {module: found}
@@ -724,6 +717,9 @@ def _set_classes(report: Acceleration, name: str, module: nn.Module) -> None:
         report.replaced[name] = _theirs(module).__name__
         report._hold(_changes.get(("class", id(module))))
         return
+    if type(module) in (UNet2DModel, UNet2DConditionModel, Encoder, Decoder):
+        _fold(report, name, module)
+        return
     found = _classes(module)
     if isinstance(found, dict) and any(map(_is_overridden, found)):
         found = "another library overrides its forward"
@@ -743,6 +739,27 @@ def _set_classes(report: Acceleration, name: str, module: nn.Module) -> None:
                 part.__class__ = theirs
 
     report._changed("class", found, take_back)
+
+
+def _fold(report: Acceleration, name: str, module: Any) -> None:
+    """A network's last normalisation and its SiLU, which the network calls one after the other."""
+    norm, act = module.conv_norm_out, module.conv_act
+    if type(norm) is not nn.GroupNorm or type(act) is not nn.SiLU:
+        return
+    if _is_watched(norm) or _is_watched(act):
+        return
+    # Another object: older versions of diffusers have one SiLU for all networks.
+    folded = UDPFoldedSiLU().train(act.training)
+    norm.__class__, module.conv_act = UDPGroupNormSiLU, folded
+    report.replaced[f"{name}.conv_act".lstrip(".")] = "SiLU"
+
+    def take_back() -> None:
+        if type(norm) is UDPGroupNormSiLU:
+            norm.__class__ = nn.GroupNorm  # type: ignore[assignment]
+        if module.conv_act is folded:
+            module.conv_act = act
+
+    report._changed("class", [norm, folded], take_back)
 
 
 def _freeze(report: Acceleration, named: list[tuple[str, nn.Module]]) -> None:
