@@ -401,7 +401,7 @@ for _op, _kernel in (
 
 @gate("attention_backward", "attention_float_dq_one_tile")
 def _float_dq_one_tile(dim: str) -> Gate:
-    return _float(dim, scores=5 if dim in ("64", "128") else 4)
+    return _float(dim, scores={"64": 5, "128": 5, "512": 3}.get(dim, 4))
 
 
 @gate("attention_backward", "attention_delta")

@@ -188,7 +188,11 @@ __device__ __forceinline__ void attend(const Blocks& p) {
     float* const partial = reinterpret_cast<float*>(weights + Tile::kWeightBytes);
     float* const numbers = partial + Tile::kPartials * kBlockRows;
     const int thread = static_cast<int>(threadIdx.x);
-    const float scale = p.shape.scale * kLog2E;
+    // Scores and their logarithms of sums are natural where every rounding counts, binary
+    // otherwise.
+    constexpr float kUnit = Tile::kExact ? 1.0f : kLog2E;
+    const float scale = p.shape.scale * kUnit;
+    const auto exponential = [](float x) { return exp2_approx(Tile::kExact ? x * kLog2E : x); };
     const int64_t head = int64_t{blockIdx.z} * p.shape.heads + blockIdx.y;
     const float2* const statistics = p.statistics + head * p.shape.queries;
     const Tile own(thread);
@@ -234,7 +238,7 @@ __device__ __forceinline__ void attend(const Blocks& p) {
                 float& score = Tile::of(s, slot, c);
                 if (p.bias.data != nullptr) {
                     score =
-                        fmaf(kLog2E,
+                        fmaf(kUnit,
                              bias_at(bias_row(p.bias, kByKeys ? min(other, feed.others - 1) : row),
                                      p.bias, kByKeys ? row : other, p.shape.keys),
                              score);
@@ -266,7 +270,7 @@ __device__ __forceinline__ void attend(const Blocks& p) {
                     now = fmaxf(now, load_shared(partial + i * kBlockRows + thread));
                 }
                 store_shared(numbers + thread, now);
-                store_shared(numbers + Layout::kMost + thread, exp2_approx(most - now));
+                store_shared(numbers + Layout::kMost + thread, exponential(most - now));
                 most = now;
             }
             __syncthreads();
@@ -280,7 +284,7 @@ __device__ __forceinline__ void attend(const Blocks& p) {
         for (int i = 0; i < kNumbers; ++i) number[i] = number_of(i, 0);
         for_scores<Tile>([&](int slot, int c) {
             float& score = Tile::of(s, slot, c);
-            score = exp2_approx(score - number[kByKeys ? c : slot]);
+            score = exponential(score - number[kByKeys ? c : slot]);
             if constexpr (kOut || kOneTile) sum[slot] += score;
         });
 
@@ -334,8 +338,8 @@ __device__ __forceinline__ void attend(const Blocks& p) {
             store_shared(numbers + thread, 1.0f / (all == 0.0f ? 1.0f : all));
             const int row = feed.first + thread;
             if (p.lse != nullptr && row < feed.rows) {
-                store_global(p.lse + head * p.shape.queries + row,
-                             all == 0.0f ? -kInfinity : (most + log2f(all)) * kLn2);
+                const float lse = Tile::kExact ? most + logf(all) : (most + log2f(all)) * kLn2;
+                store_global(p.lse + head * p.shape.queries + row, all == 0.0f ? -kInfinity : lse);
             }
         }
         __syncthreads();

@@ -1,5 +1,5 @@
 // What a backward over any number of keys takes, and its first step: of each row of queries the
-// logarithm of its sum in binary, and delta = Σ_d dO_d out_d.
+// logarithm of its sum, and delta = Σ_d dO_d out_d.
 #pragma once
 
 #include "attention.cuh"
@@ -11,7 +11,8 @@ struct Backward {
     Operand grad_out, q, k, v, out, dq, dk, dv;
     Bias bias;
     const float* lse;
-    // Of each row: lse in binary logarithms, +inf where there is no key, and delta.
+    // Of each row: lse, in binary logarithms but for float32, +inf where there is no key, and
+    // delta.
     float2* statistics;
 };
 
@@ -68,9 +69,10 @@ __global__ void __launch_bounds__(kAttentionThreads)
     for (int lane = 1; lane < 8; lane *= 2) delta += __shfl_xor_sync(0xffffffffu, delta, lane);
     if (!inside || part != 0) return;
     const int64_t head = int64_t{blockIdx.z} * p.shape.heads + blockIdx.y;
+    constexpr float kUnit = std::is_same<T, float>::value ? 1.0f : kLog2E;
     const float lse = load_global<Cache::read_only>(p.lse + head * p.shape.queries + row);
     store_global(statistics_of_block(p) + row,
-                 make_float2(lse == -kInfinity ? kInfinity : lse * kLog2E, delta));
+                 make_float2(lse == -kInfinity ? kInfinity : lse * kUnit, delta));
 }
 
 template <class T>

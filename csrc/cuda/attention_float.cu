@@ -181,7 +181,7 @@ struct FloatTile {
 };
 
 // The 1 lets ptxas use all registers, where otherwise it may aim for more blocks, and spill; of
-// dkdv it is the other way round.
+// wide dkdv it is the other way round.
 template <int kDim>
 __global__ void __launch_bounds__(FloatTile<kDim>::kThreads, 1)
     attention_float_forward(const __grid_constant__ Blocks p) {
@@ -192,16 +192,18 @@ __global__ void __launch_bounds__(FloatTile<kDim>::kThreads, 1)
     attention_float_dq(const __grid_constant__ Blocks p) {
     attend<FloatTile<kDim>, Wanted::dq>(p);
 }
-// Of at most 80 keys, as a text has; of 128 where a block is that wide anyway.
+// Of at most 80 keys, as a text has; at 512, where a block is wider, 96.
 template <int kDim>
-using OneTile = FloatTile<kDim, groups_of(kDim) == 16 ? 5 : 4>;
+using OneTile = FloatTile<kDim, groups_of(kDim) == 16   ? 5
+                                : groups_of(kDim) == 20 ? 4
+                                                        : 3>;
 template <int kDim>
 __global__ void __launch_bounds__(OneTile<kDim>::kThreads, 1)
     attention_float_dq_one_tile(const __grid_constant__ Blocks p) {
     attend<OneTile<kDim>, Wanted::dq_of_one_tile>(p);
 }
 template <int kDim>
-__global__ void __launch_bounds__(FloatTile<kDim>::kThreads)
+__global__ void __launch_bounds__(FloatTile<kDim>::kThreads, kDim <= 80 ? 1 : 0)
     attention_float_dkdv(const __grid_constant__ Blocks p) {
     attend<FloatTile<kDim>, Wanted::dk_and_dv>(p);
 }

@@ -177,7 +177,7 @@ int udp_attention_float_backward(const udp::AttentionShape* shape, const udp::He
                                  const udp::Heads* dq, const udp::Heads* dk, const udp::Heads* dv,
                                  void* workspace, void* stream);
 
-// At most 128 keys, of float32 with another dim than 512 at most 80: the gradient of q from q, k, v
+// At most 128 keys, of float32 at most 80: the gradient of q from q, k, v
 // and that of the output alone.
 int udp_attention_one_tile(const udp::AttentionShape* shape, const udp::Heads* grad_out,
                            const udp::Heads* q, const udp::Heads* k, const udp::Heads* v,

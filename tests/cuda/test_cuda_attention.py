@@ -432,7 +432,7 @@ def test_dq_alone_of_few_keys_in_blocks(
     exact, _, _ = definition(*(x.double() for x in tensors), *args[4:])
     check(dq, exact, torchs(*tensors, bias, dim**-0.5)[1])
     assert dk.numel() == dv.numel() == 0
-    in_one = keys <= 80 or dim == 512
+    in_one = keys <= 80 or dtype != F32
     assert [x.atomics for x in emulated.launches] == [0] * (1 if in_one else 3)
     assert all(x.shared_conflicts == 0 for x in emulated.launches)
 
@@ -482,7 +482,7 @@ def test_rows_without_keys_give_nothing_in_blocks(dim: int, dtype: torch.dtype) 
     assert all(x.isfinite().all() and x.count_nonzero() for x in (dq, dk, dv))
     alone, _, _ = attention_backward(grad_out, q, k, v, bias, None, None, 0.1, DQ)
     assert alone[:, :, 5:].count_nonzero() == 0
-    assert torch.allclose(alone.float(), dq.float(), atol=1e-3 if dtype == F16 else 1e-6)
+    assert (alone - dq).norm() <= 2 * ROUNDING[dtype] * dq.norm()
 
 
 @pytest.mark.parametrize(
