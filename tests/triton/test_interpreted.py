@@ -59,11 +59,12 @@ def test_contracts_of_the_ops():
 
 @needs_triton
 @pytest.mark.slow
-def test_contract_of_attention() -> None:
+def test_contract_of_attention():
     """On small shapes: every dtype, head dim, bias, layout and set of gradients."""
+    slow = "threads or in_a_batch or (opcheck and 130)"
     interpret(
-        100,
+        120,
         str(HERE.parent / "ops/test_attention.py"),
-        *("-k", "triton and not (threads or in_a_batch)", "-p", "small_attention"),
+        *("-k", f"triton and not ({slow})", "-p", "small_attention"),
         PYTHONPATH=str(HERE),
     )
