@@ -73,8 +73,8 @@ double stepped_square(const PgdStep& a, const Plan& plan, int64_t image, int64_t
     return total(sums);
 }
 
-// Sixteen values of the original, and where the second loop below finds them again: where they were,
-// or, of bytes, in `kept`.
+// Sixteen values of the original, and where the second loop below finds them again: where they
+// were, or, of bytes, in `kept`.
 template <class Lanes>
 UDP_HD F original_value(const float* p, Lanes lanes, const Range&, float*) {
     return load(p, lanes);
@@ -166,8 +166,8 @@ int64_t pgd_step_rows(const PgdStep& a, const Plan& plan, int64_t image, int64_t
     return skipped;
 }
 
-// The usual call (a sign step under the linf norm, no mask, no other range) on operands of one dense
-// order, where a chunk is one row: everything is converted in registers.
+// The usual call (a sign step under the linf norm, no mask, no other range) on operands of one
+// dense order, where a chunk is one row: everything is converted in registers.
 template <class D, class G, class X, class Adv>
 int64_t pgd_step_direct(const PgdStep& a, const Plan& plan, int64_t image, int64_t chunk) {
     const int64_t pixel = chunk * plan.chunk_pixels, rest = plan.shape.pixels - pixel;
