@@ -63,8 +63,8 @@ def _multiprocessor(
 
 #: By compute capability. tensor: HMMA.16816 with float32 sums, 2048 multiply-adds for 32 threads, at the
 #: peak of the whitepapers (A100 312, RTX 4090 165, H100 989 TFLOPS); 9.0 reaches it by other
-#: instructions only, and 10.0's own are not these: it is given 9.0's. Of those, UTCHMMA, NVIDIA states
-#: 2.25 PFLOPS for a B200: twice as much.
+#: instructions only, and 10.0's own are not these: it is given 9.0's. Its own, UTCHMMA, do 2.25 PFLOPS
+#: on a B200 (HGX B200 datasheet: 4.5 with sparsity, which is half of it without): twice as much.
 MULTIPROCESSORS = {
     "80": _multiprocessor(64, 32, 164, 64, 32, 16),
     "86": _multiprocessor(48, 16, 100, 128, 2, 4),
