@@ -16,6 +16,9 @@ endif
 # Asked second, where the configured package index has no such build.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
+# Test files at a time; their threads share the processors, so those that wait for work must not spin.
+JOBS   ?= 2
+
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 BUILD  := pyproject.toml setup.py $(shell find csrc -type f)
@@ -35,7 +38,7 @@ demo: $(VENV)/.app  ## install, protect the four photographs into demo/, with su
 	    --picture demo/before_after.png | tee demo/summary.txt
 
 test: $(VENV)/.test lint  ## install with [test], lint, check types, run the tests
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.test  ## ruff, clang-format, mypy
 	$(BIN)/ruff check .

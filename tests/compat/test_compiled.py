@@ -23,14 +23,16 @@ def compiled(network: Network, backend: str) -> Network:
     return Network(lambda: module, network.shape, run)
 
 
-#: These take seconds to compile, the others up to a minute and a half on one core.
+#: These take seconds to compile in full, a UNet up to a minute and a half on one core: of those one.
 QUICK = ("vae-decode", "sd3", "flux")
+COMPILED = [
+    *((name, "aot_eager") for name in NETWORKS),
+    *((name, "inductor") for name in QUICK),
+    pytest.param("sd15", "inductor", marks=pytest.mark.slow),
+]
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS]
-)
+@pytest.mark.parametrize(("name", "backend"), COMPILED)
 def test_one_graph_with_the_same_results(name: str, backend: str) -> None:
     network = NETWORKS[name]
     run, x = compiled(network, backend), image(network)
