@@ -221,15 +221,7 @@ int udp_denoising_loss(const udp::Shape* shape, const udp::Tensor* prediction,
         return draws ? loss_drawn<Flat<8>>(*shape, order, source, a, loss, stream)
                      : loss_read<Flat<8>>(*shape, order, source, a, loss, stream);
     }
-    switch (prediction->type) {
-        case DType::float32:
-            return loss_dense<float>(*shape, order, source, a, loss, stream);
-        case DType::float16:
-            return loss_dense<Float16>(*shape, order, source, a, loss, stream);
-        case DType::bfloat16:
-            return loss_dense<BFloat16>(*shape, order, source, a, loss, stream);
-        case DType::uint8:
-            break;
-    }
-    return cudaErrorInvalidValue;
+    return with_float_type(prediction->type, [&](auto element) {
+        return loss_dense<decltype(element)>(*shape, order, source, a, loss, stream);
+    });
 }

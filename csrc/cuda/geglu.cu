@@ -120,28 +120,12 @@ bool wide(int64_t columns, std::initializer_list<const void*> operands) {
            });
 }
 
-// body(T{}) for the element type that `type` names.
-template <class Body>
-int of_type(DType type, Body body) {
-    switch (type) {
-        case DType::float32:
-            return body(float{});
-        case DType::float16:
-            return body(Float16{});
-        case DType::bfloat16:
-            return body(BFloat16{});
-        case DType::uint8:
-            break;
-    }
-    return cudaErrorInvalidValue;
-}
-
 }  // namespace
 }  // namespace udp
 
 int udp_geglu(int64_t rows, int64_t columns, int type, const void* x, void* y, void* stream) {
     using namespace udp;
-    return of_type(static_cast<DType>(type), [&](auto element) {
+    return with_float_type(static_cast<DType>(type), [&](auto element) {
         using T = decltype(element);
         constexpr int N = 16 / sizeof(T);
         const T* in = static_cast<const T*>(x);
@@ -155,7 +139,7 @@ int udp_geglu(int64_t rows, int64_t columns, int type, const void* x, void* y, v
 int udp_geglu_backward(int64_t rows, int64_t columns, int type, const void* gradient, const void* x,
                        void* dx, void* stream) {
     using namespace udp;
-    return of_type(static_cast<DType>(type), [&](auto element) {
+    return with_float_type(static_cast<DType>(type), [&](auto element) {
         using T = decltype(element);
         constexpr int N = 16 / sizeof(T);
         const T *dy = static_cast<const T*>(gradient), *in = static_cast<const T*>(x);

@@ -458,17 +458,7 @@ int in_form(const Shape& shape, std::initializer_list<const Tensor*> operands, C
         if (pixels) return call(element, std::integral_constant<int, kWide<T>>{});
         return call(element, std::integral_constant<int, 1>{});
     };
-    switch (type) {
-        case DType::float32:
-            return typed(float{});
-        case DType::float16:
-            return typed(Float16{});
-        case DType::bfloat16:
-            return typed(BFloat16{});
-        case DType::uint8:
-            break;
-    }
-    return cudaErrorInvalidValue;
+    return with_float_type(type, typed);
 }
 
 // The most partial results that any form of the op writes.

@@ -73,17 +73,7 @@ int scaled(const Shape& shape, const Tensor& x, const Tensor& out, void* stream,
     if (order == Order::strided || !same_type({&x, &out})) {
         return walked(Strided{}, AnyFloat{}, Order::strided);
     }
-    switch (x.type) {
-        case DType::float32:
-            return walked(Flat<8>{}, float{}, order);
-        case DType::float16:
-            return walked(Flat<8>{}, Float16{}, order);
-        case DType::bfloat16:
-            return walked(Flat<8>{}, BFloat16{}, order);
-        case DType::uint8:
-            break;
-    }
-    return cudaErrorInvalidValue;
+    return with_float_type(x.type, [&](auto element) { return walked(Flat<8>{}, element, order); });
 }
 
 }  // namespace

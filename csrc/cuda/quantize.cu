@@ -117,15 +117,7 @@ int udp_quantize(const udp::Shape* shape, const udp::Tensor* value, const udp::T
                    ? quantized<Interleaved<3>, AnyFloat, true>(*shape, order, a, stream)
                    : quantized<Interleaved<4>, AnyFloat, true>(*shape, order, a, stream);
     }
-    switch (value->type) {
-        case DType::float32:
-            return quantized_dense<float>(*shape, order, a, stream);
-        case DType::float16:
-            return quantized_dense<Float16>(*shape, order, a, stream);
-        case DType::bfloat16:
-            return quantized_dense<BFloat16>(*shape, order, a, stream);
-        case DType::uint8:
-            break;
-    }
-    return cudaErrorInvalidValue;
+    return with_float_type(value->type, [&](auto element) {
+        return quantized_dense<decltype(element)>(*shape, order, a, stream);
+    });
 }

@@ -52,6 +52,22 @@ __device__ __forceinline__ void with_type(DType type, Body body) {
     }
 }
 
+// On the host, of the types that an op's floats may have: what body(T{}) returns.
+template <class Body>
+int with_float_type(DType type, Body body) {
+    switch (type) {
+        case DType::float32:
+            return body(float{});
+        case DType::float16:
+            return body(Float16{});
+        case DType::bfloat16:
+            return body(BFloat16{});
+        case DType::uint8:
+            break;
+    }
+    return cudaErrorInvalidValue;
+}
+
 // --- places --------------------------------------------------------------------------------------
 
 // `first`: in elements from where the rows have been moved to.

@@ -1,7 +1,7 @@
 // 2^x, by a polynomial like the functions of normal.h, so that every instruction set of a CPU gives
-// equal bits. Who can brings its factor log2 e into numbers that it multiplies by anyway; the
-// sigmoid of group_norm.h, whose argument comes unscaled and up to 87, takes powers of e, since a
-// product with log2 e would round away some twenty units in the last place of the result.
+// equal bits. Who can brings its factor log2 e into numbers that it multiplies by anyway;
+// exp_of_negative in group_norm.h, whose argument comes unscaled and up to 87, takes powers of e,
+// since a product with log2 e would round away some twenty units in the last place of the result.
 #pragma once
 
 #include "lanes.h"

@@ -56,21 +56,8 @@ UDP_HD float sqrt_nearly<float>(float a) {  // a > 0, normal
 UDP_HD float reciprocal(float a) {
     return 1.0f / a;
 }
-// One that may be off by one unit in the last place, for the GPU as above. Elsewhere it is exact.
-template <class F>
-UDP_HD F reciprocal_nearly(F a) {
-    return reciprocal(a);
-}
-#if defined(__CUDA_ARCH__)
-template <>
-UDP_HD float reciprocal_nearly<float>(float a) {  // a and 1 / a normal
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(a));
-    return fmaf(fmaf(-a, y, 1.0f), y, y);  // Newton
-}
-#endif
-// The GPU's instruction alone: off by 2^-23 of itself, and right for infinities, which the step of
-// Newton's method above would turn into a NaN. Elsewhere it is exact.
+// For the GPU its instruction alone: off by 2^-23 of itself, and right for infinities, which a step
+// of Newton's method would turn into a NaN. Elsewhere it is exact.
 template <class F>
 UDP_HD F reciprocal_roughly(F a) {
     return reciprocal(a);
