@@ -79,6 +79,21 @@ UDP_HD void for_lanes(int64_t n, Body body) {
     for_lanes(0, n, body);
 }
 
+// to[i] = value(i, Full or Part) for i in begin .. end. Two groups at a time: some types of the
+// result are made of two sooner than of one twice.
+template <class T>
+UDP_HD void store32(T* p, F a, F b, bool stream) {
+    store(p, a, Full{}, stream);
+    store(p + 16, b, Full{}, stream);
+}
+template <class T, class Value>
+UDP_HD void store_lanes(T* to, int64_t begin, int64_t end, bool stream, Value value) {
+    int64_t i = begin;
+    for (; i + 32 <= end; i += 32) store32(to + i, value(i, Full{}), value(i + 16, Full{}), stream);
+    for_lanes(i, end,
+              [=](int64_t j, auto lanes) { store(to + j, value(j, lanes), lanes, stream); });
+}
+
 UDP_HD double total(const Sums& sums) {
     double lanes[16];
     sums.store(lanes);
@@ -165,8 +180,7 @@ UDP_HD void convert(const T* from, float* to, int64_t n) {
 }
 template <class T>
 UDP_HD void convert(const float* from, T* to, int64_t n, bool stream) {
-    for_lanes(n,
-              [&](int64_t i, auto lanes) { store(to + i, load(from + i, lanes), lanes, stream); });
+    store_lanes(to, 0, n, stream, [=](int64_t i, auto lanes) { return load(from + i, lanes); });
 }
 
 struct alignas(64) Buffer {

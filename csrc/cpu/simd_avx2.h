@@ -201,6 +201,31 @@ UDP_HD void stream16(BFloat16* p, F a) {
 UDP_HD void stream16(uint8_t* p, F a) {
     _mm_stream_si128(at_128(p), to_bytes(a));
 }
+// One test for a NaN, which rounding might undo, instead of a selection for each register.
+UDP_HD __m256i rounded_numbers(__m256 a) {
+    const __m256i bits = _mm256_castps_si256(a);
+    const __m256i last = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), last);
+    return _mm256_srli_epi32(sum, 16);
+}
+UDP_HD void store32(BFloat16* p, F a, F b, bool stream) {
+    const __m256 nan = _mm256_or_ps(_mm256_cmp_ps(a.lo, a.hi, _CMP_UNORD_Q),
+                                    _mm256_cmp_ps(b.lo, b.hi, _CMP_UNORD_Q));
+    if (_mm256_movemask_ps(nan) != 0) {
+        store16(p, a);
+        store16(p + 16, b);
+        return;
+    }
+    const __m256i lower = narrow(U(rounded_numbers(a.lo), rounded_numbers(a.hi)));
+    const __m256i upper = narrow(U(rounded_numbers(b.lo), rounded_numbers(b.hi)));
+    if (stream) {
+        _mm256_stream_si256(at_256(p), lower);
+        _mm256_stream_si256(at_256(p + 16), upper);
+    } else {
+        _mm256_storeu_si256(at_256(p), lower);
+        _mm256_storeu_si256(at_256(p + 16), upper);
+    }
+}
 UDP_HD void stream_fence() {
     _mm_sfence();
 }

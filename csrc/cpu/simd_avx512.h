@@ -226,6 +226,30 @@ UDP_HD void stream16(BFloat16* p, F a) {
 UDP_HD void stream16(uint8_t* p, F a) {
     _mm_stream_si128(at_128(p), to_bytes(a));
 }
+// Numbers only, as their sums with a half of the last place kept: both upper halves in one
+// permutation.
+UDP_HD __m512i rounded_numbers(F a) {
+    const __m512i bits = as_uint(a).v;
+    const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+    const __m512i r = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+    return _mm512_mask_add_epi32(r, odd, r, _mm512_set1_epi32(1));
+}
+UDP_HD void store32(BFloat16* p, F a, F b, bool stream) {
+    if (_mm512_cmp_ps_mask(a.v, b.v, _CMP_UNORD_Q) != 0) {  // a NaN, which rounding might undo
+        store16(p, a);
+        store16(p + 16, b);
+        return;
+    }
+    const __m512i odd =
+        _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27,
+                         25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    const __m512i packed = _mm512_permutex2var_epi16(rounded_numbers(a), odd, rounded_numbers(b));
+    if (stream) {
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(p), packed);
+    } else {
+        _mm512_storeu_si512(p, packed);
+    }
+}
 UDP_HD void stream_fence() {
     _mm_sfence();
 }

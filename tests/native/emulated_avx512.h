@@ -54,6 +54,7 @@ inline bool compare(float a, float b, int how) {
     if (how == _CMP_LT_OQ) return a < b;
     if (how == _CMP_LE_OQ) return a <= b;
     if (how == _CMP_ORD_Q) return a == a && b == b;
+    if (how == _CMP_UNORD_Q) return a != a || b != b;
     return a != b;  // _CMP_NEQ_UQ
 }
 // Bits of `classes`: 0 and 7 quiet and signalling NaN, 1 and 2 zeros, 3 and 4 infinities.
@@ -218,7 +219,21 @@ inline __m256i castsi512_si256(Words a) {
 }
 inline Words permutexvar_epi16(Words index, Words a) {
     const auto from = bits<Vector<uint16_t, 32>>(a), at = bits<Vector<uint16_t, 32>>(index);
-    return bits<Words>(each<Vector<uint16_t, 32>>([=](unsigned i) { return from.v[at.v[i] & 31]; }));
+    return bits<Words>(
+        each<Vector<uint16_t, 32>>([=](unsigned i) { return from.v[at.v[i] & 31]; }));
+}
+inline Words permutex2var_epi16(Words a, Words index, Words b) {
+    const auto low = bits<Vector<uint16_t, 32>>(a), high = bits<Vector<uint16_t, 32>>(b);
+    const auto at = bits<Vector<uint16_t, 32>>(index);
+    return bits<Words>(each<Vector<uint16_t, 32>>(
+        [=](unsigned i) { return (at.v[i] & 32 ? high : low).v[at.v[i] & 31]; }));
+}
+// Intel's argument order: the last lane first.
+template <class... Lanes>
+Words set_epi16(Lanes... lanes) {
+    static_assert(sizeof...(lanes) == 32, "a register of them");
+    const short last_first[] = {static_cast<short>(lanes)...};
+    return bits<Words>(each<Vector<short, 32>>([&](unsigned i) { return last_first[31 - i]; }));
 }
 inline __m128i cvtepi32_epi8(Words a) {
     return bits<__m128i>(each<Vector<uint8_t, 16>>([=](unsigned i) { return a.v[i]; }));
@@ -320,6 +335,8 @@ inline Floats shuffle_ps(Floats a, Floats b, unsigned how) {
 #define _mm512_castsi256_si512 emulated::castsi256_si512
 #define _mm512_castsi512_si256 emulated::castsi512_si256
 #define _mm512_permutexvar_epi16 emulated::permutexvar_epi16
+#define _mm512_permutex2var_epi16 emulated::permutex2var_epi16
+#define _mm512_set_epi16 emulated::set_epi16
 #define _mm512_cvtepi32_epi8 emulated::cvtepi32_epi8
 #define _mm512_cvtph_ps emulated::cvtph_ps
 #define _mm512_cvtps_ph(a, mode) emulated::cvtps_ph(a)
@@ -338,4 +355,6 @@ inline Floats shuffle_ps(Floats a, Floats b, unsigned how) {
 #define _mm512_loadu_ps emulated::load<emulated::Floats>
 #define _mm512_storeu_ps(p, a) memcpy(p, (a).v, 64)
 #define _mm512_storeu_pd(p, a) memcpy(p, (a).v, 64)
+#define _mm512_storeu_si512(p, a) memcpy(p, (a).v, 64)
+#define _mm512_stream_si512(p, a) memcpy(p, (a).v, 64)
 #define _mm512_stream_ps(p, a) memcpy(p, (a).v, 64)

@@ -78,6 +78,22 @@ def test_agrees_with_the_float64_reference(backend_name, c):
         assert ((n.double() - exact_n).abs() <= ulp(exact_n, out_dtype) + 1e-6).all()
 
 
+def test_a_nan_that_rounding_would_carry_over_stays_one(backend_name):
+    # Of all ones 0x7fffffff + 0x7fff has the sign bit and nothing else: minus zero in bfloat16.
+    x = floats((1, 75), 0)  # two groups of 32 elements and a rest
+    x[0, ::5] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    x_t = q_sample(
+        x,
+        torch.tensor([0]),
+        torch.tensor([0.25]),
+        noise=torch.zeros_like(x),
+        out_dtype=torch.bfloat16,
+    )
+    assert torch.equal(x_t.isnan(), x.isnan())
+    numbers = ~x.isnan()
+    assert torch.equal(x_t[numbers], (x * 0.5).bfloat16()[numbers])
+
+
 @given(calls)
 def test_rows_do_not_depend_on_the_batch_or_the_threads(backend_name, c):
     x, t, noise, key = build(c)
