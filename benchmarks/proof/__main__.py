@@ -34,9 +34,16 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="compile so many at once (default 2)")
     options = parser.parse_args()
     start = time.monotonic()
-    found = examine(options.arch, options.language, options.jobs)
+    counts: list[counting.Count] = []
+    found = examine(
+        options.arch,
+        options.language,
+        options.jobs,
+        # The emulator runs on one processor, the end of which would else be waited for.
+        meanwhile=lambda: counts.extend(counting.count_all()),
+    )
     print(table.plain(table.summary(found)))
-    counted = counting.examine(found.entries)
+    counted = counting.examine(counts, found.entries)
     print(table.plain(table.counts(counted)))
     failures = [*found.failures, *counted.failures]
     for text in failures:

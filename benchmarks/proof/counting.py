@@ -274,13 +274,18 @@ def _operations(entries: dict[str, Entry], call: OpCall, elements: int) -> float
 
 def count(case: Case, entries: Iterable[Entry] = (), architecture: str = "90") -> Count:
     """Runs ours and eager once each."""
-    by_title = {e.form.title: e for e in entries if e.architecture == architecture}
     with saved() as ours_saved, emulated() as ours:
         case.providers[OURS]()
     with saved() as eager_saved, Dispatched() as eager:
         case.providers[EAGER]()
     found = Count(case, ours, ours_saved(), eager, eager_saved(), None)
-    return replace(found, operations=_operations(by_title, found.own, case.elements))
+    return with_operations(found, entries, architecture)
+
+
+def with_operations(found: Count, entries: Iterable[Entry], architecture: str = "90") -> Count:
+    """The same call, its floating-point operations read from these."""
+    by_title = {e.form.title: e for e in entries if e.architecture == architecture}
+    return replace(found, operations=_operations(by_title, found.own, found.case.elements))
 
 
 def counted_cases() -> Iterator[Case]:
@@ -318,8 +323,13 @@ def failures(counts: Iterable[Count]) -> Iterator[str]:
         yield f"no benchmark is called {', '.join(bar)}"
 
 
-def examine(entries: Iterable[Entry] = ()) -> Counting:
-    """All of them; a minute or two, most of it the emulator's."""
+def count_all() -> list[Count]:
+    """A minute or two, most of it the emulator's; without machine code, so without operations."""
+    return [count(case) for case in counted_cases()]
+
+
+def examine(counts: Iterable[Count], entries: Iterable[Entry]) -> Counting:
+    """What `count_all` found, with operations."""
     entries = list(entries)
-    counts = [count(case, entries) for case in counted_cases()]
-    return Counting(counts, list(failures(counts)))
+    found = [with_operations(c, entries) for c in counts]
+    return Counting(found, list(failures(found)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cached_property
 from multiprocessing import get_context
@@ -97,20 +97,31 @@ def _run(name: str, unit: object) -> object:
 
 
 def examine(
-    architectures: Iterable[str], languages: Iterable[str] = LANGUAGES, jobs: int = 2
+    architectures: Iterable[str],
+    languages: Iterable[str] = LANGUAGES,
+    jobs: int = 2,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Examination:
-    """Everything that these backends have; takes minutes where the cache knows nothing."""
+    """Everything that these backends have; takes minutes where the cache knows nothing.
+
+    ``meanwhile`` is called in a thread of its own while other processes compile.
+    """
     architectures, languages = tuple(architectures), tuple(languages)
     todo = [(name, unit) for name in languages for unit in _language(name).units(architectures)]
     found = Examination()
     # Not a fork: compilers have threads.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with (
+        ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool,
+        ThreadPoolExecutor(1) as aside,
+    ):
         running = {pool.submit(_run, name, unit): (name, unit) for name, unit in todo}
+        beside = aside.submit(meanwhile)
         results = {}
         for done, future in enumerate(as_completed(running), 1):
             results[running[future]] = future.result()
             if sys.stderr.isatty():
                 print(f"\r{done} of {len(running)} compiled", end="", file=sys.stderr)
+        beside.result()
     for key in todo:
         _READERS[key[0]](found, key[1], results[key])
     for name in languages:
