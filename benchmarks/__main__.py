@@ -80,12 +80,10 @@ machine disturbs all of them. "Of copy's speed": how fast this machine copies as
 has to read and write, over the op's time; 100 % is the limit of the memory for an op that only
 streams. Calls go through `udp_fast.ops`, checks and, for the loss, autograd included.
 
-A tensor of 25 MB is made of memory that the process still holds or of pages that the system has yet to
-find; the latter costs 6144 page faults, some 5 ms here, several times an op. glibc decides anew at each
-call, and eager, with more of such tensors, pays more often. So ratios to eager scatter between runs
-where an op's result is large: of the loss on a given target from 3.5 to 5.9, and 3.4 to 3.9 with an
-allocator that keeps what it has (`MALLOC_TRIM_THRESHOLD_` and `MALLOC_MMAP_THRESHOLD_` at 4 GB), where
-a bare copy of the op's bytes would stand at 4.5.
+A large result is made of memory that the process still holds or of pages that the system has yet to
+find, and a fault for each page can take longer than the op. glibc decides anew at each call, and eager,
+with more of such tensors, pays more often. So ratios to eager scatter between runs where results are
+large; with `MALLOC_TRIM_THRESHOLD_` and `MALLOC_MMAP_THRESHOLD_` set to a few GB nobody pays.
 
 What the others are: *eager* does the same job in torch, in place where it can; *compile* is
 torch.compile of it; *unguarded* is the step without the check for gradients that are not finite, and
