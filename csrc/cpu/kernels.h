@@ -94,9 +94,6 @@ UDP_HD const float* value_again(const uint8_t*, const float* kept) {
     return kept;
 }
 
-// Bytes ahead of the loop from which operands are fetched.
-constexpr int64_t kPgdAhead = 2048;
-
 // D, G, X, Adv: storage types. Returns how many elements of the gradient were finite, the zeros
 // that stand for elements past the end of the row included.
 //
@@ -129,11 +126,11 @@ int64_t pgd_row(const PgdStep& a, const Row& row, const Stepper<D, G> s, const X
     for (int64_t begin = 0; begin < row.size(); begin += kRow) {
         const int64_t end = begin + kRow < row.size() ? begin + kRow : row.size();
         for_lanes(begin, end, [=, &finite](int64_t i, auto lanes) {
-            if constexpr (std::is_same_v<X,
-                                         uint8_t>) {  // all operands are where the caller has them
-                fetch(reinterpret_cast<const char*>(s.delta + i) + kPgdAhead);
-                fetch(reinterpret_cast<const char*>(s.gradient + i) + kPgdAhead);
-                fetch(reinterpret_cast<const char*>(original + i) + kPgdAhead);
+            // With bytes all operands are where the caller has them.
+            if (std::is_same_v<X, uint8_t>) {
+                fetch(s.delta + i + kRow);
+                fetch(s.gradient + i + kRow);
+                fetch(original + i + kRow);
             }
             const F x = original_value(original + i, lanes, range, kept + (i - begin));
             const F stepped = s.template at<kSign, kMasked>(i, lanes, finite);
