@@ -87,8 +87,15 @@ def read(cubin: bytes) -> dict[str, Code]:
         file.write(cubin)
         file.flush()
         usage = _usage(run("cuobjdump", "-res-usage", file.name))
-        graphs = _graphs(run("nvdisasm", "-c", file.name))
+        graphs = _graphs(_disassemble(file.name))
         return {name: _code(graphs[name], used) for name, used in usage.items()}
+
+
+def _disassemble(cubin: str) -> str:
+    """A third of nvdisasm's time is its analysis of data flow, and the whole proof is mostly
+    nvdisasm; only branches through a table need it, to have their targets listed."""
+    code = run("nvdisasm", "-c", "-ndf", cubin)
+    return run("nvdisasm", "-c", cubin) if _TABLE.search(code) else code
 
 
 def _usage(text: str) -> dict[str, dict[str, int]]:
@@ -105,6 +112,7 @@ _SECTION = re.compile(r"^\.text\.(\S+):$")
 _LABEL = re.compile(r"^\s*(\S+):$")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(@!?U?P[T\d]+\s+)?([A-Z][A-Z0-9_.x]*)(.*?);?\s*$")
 _TARGET = re.compile(r"\.L_x_\d+")
+_TABLE = re.compile(r"\b(?:BRX|JMX)U?\b")
 _CONDITION = re.compile(r"^\s*!?U?P[T\d]+\s*,")  # newer GPUs: in front of a branch's target
 
 
