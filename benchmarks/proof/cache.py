@@ -8,13 +8,13 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from . import machine_code
+from . import elf, machine_code
 from .machine_code import Code
 
 FOLDER = Path(__file__).parents[2] / ".proof-cache"
 
 #: How code is read, as it was when this process began.
-_READER = ast.dump(ast.parse(Path(machine_code.__file__).read_text()))
+_READER = "".join(ast.dump(ast.parse(Path(m.__file__).read_text())) for m in (elf, machine_code))
 
 
 def key(*parts: object) -> str:

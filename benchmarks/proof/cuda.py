@@ -571,7 +571,7 @@ def _compile(source: Path, architectures: list[str]) -> dict[str, dict[str, Code
             raise RuntimeError(f"{source.name} does not compile:\n{done.stderr}")
         run("cuobjdump", "-xelf", "all", "kernels.o", folder=folder)
         return {
-            a: _with_spills(read(cubin.read_bytes()), done.stderr, a)
+            a: _with_spills(*read(cubin.read_bytes()), done.stderr, a)
             for a in architectures
             for cubin in Path(folder).glob(f"*.sm_{a}.cubin")
         }

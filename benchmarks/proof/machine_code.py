@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .elf import joined
+
 
 @dataclass(frozen=True)
 class Code:
@@ -81,19 +83,28 @@ def run(tool: str, *arguments: str, folder: str | None = None) -> str:
     return done.stdout
 
 
-def read(cubin: bytes) -> dict[str, Code]:
-    """The kernels of a cubin, by their mangled names."""
+def read(*cubins: bytes) -> list[dict[str, Code]]:
+    """The kernels of each cubin, by their mangled names; all of one architecture."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = _usage(run("cuobjdump", "-res-usage", file.name))
-        graphs = _graphs(_disassemble(file.name))
-        return {name: _code(graphs[name], used) for name, used in usage.items()}
+
+        def written(cubin: bytes) -> str:
+            file.seek(0)
+            file.truncate()
+            file.write(cubin)
+            file.flush()
+            return file.name
+
+        usage = [_usage(run("cuobjdump", "-res-usage", written(cubin))) for cubin in cubins]
+        graphs = _graphs(_disassemble(written(joined(cubins))))
+    return [
+        {name: _code(graphs[f"{i}.{name}"], used) for name, used in kernels.items()}
+        for i, kernels in enumerate(usage)
+    ]
 
 
 def _disassemble(cubin: str) -> str:
-    """A third of nvdisasm's time is its analysis of data flow, and the whole proof is mostly
-    nvdisasm; only branches through a table need it, to have their targets listed."""
+    """A third of nvdisasm's time is its analysis of data flow; only branches through a table need
+    it, to have their targets listed."""
     code = run("nvdisasm", "-c", "-ndf", cubin)
     return run("nvdisasm", "-c", cubin) if _TABLE.search(code) else code
 

@@ -185,13 +185,26 @@ def _compiler() -> tuple[str, ...]:
 
 def compile_unit(unit: Unit) -> dict[str, Code]:
     """Variant's name -> code, from the cache as far as that is known."""
+    mine = [variants()[i] for i in unit.indices]
+    keys = [_key(variant, unit.architecture) for variant in mine]
+    found = [kept.load(key) for key in keys]
+    missing = [i for i, kernels in enumerate(found) if kernels is None]
+    compiled = [compile_variant(mine[i], int(unit.architecture)) for i in missing]
+    # Read together: see elf.py.
+    codes = read(*(c.asm["cubin"] for c in compiled)) if compiled else []
+    for i, c, kernels in zip(missing, compiled, codes, strict=True):
+        # Triton asks for shared memory when it launches: the cubin does not know of it.
+        asked = c.metadata.shared
+        found[i] = {n: replace(code, shared=code.shared + asked) for n, code in kernels.items()}
+        kept.save(keys[i], found[i])
     return {
-        variant.name: _compile(variant, unit.architecture)
-        for variant in (variants()[i] for i in unit.indices)
+        variant.name: code
+        for variant, kernels in zip(mine, found, strict=True)
+        for code in (kernels or {}).values()
     }
 
 
-def _compile(variant: Variant, architecture: str) -> Code:
+def _key(variant: Variant, architecture: str) -> str:
     form = (
         variant.signature,
         variant.constants,
@@ -200,16 +213,4 @@ def _compile(variant: Variant, architecture: str) -> Code:
         variant.stages,
         variant.fuses,
     )
-    key = kept.key(_compiler(), variant.kernel.cache_key, form, architecture)
-    kernels = kept.load(key)
-    if kernels is None:
-        compiled = compile_variant(variant, int(architecture))
-        # Triton asks for shared memory when it launches: the cubin does not know of it.
-        asked = compiled.metadata.shared
-        kernels = {
-            name: replace(code, shared=code.shared + asked)
-            for name, code in read(compiled.asm["cubin"]).items()
-        }
-        kept.save(key, kernels)
-    (code,) = kernels.values()
-    return code
+    return kept.key(_compiler(), variant.kernel.cache_key, form, architecture)

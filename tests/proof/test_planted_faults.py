@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.proof import cuda
 from benchmarks.proof.form import Form, Stream, failures
-from benchmarks.proof.machine_code import Code, read
+from benchmarks.proof.machine_code import Code, _code, _graphs, _usage, read, run
 
 pytestmark = pytest.mark.slow
 
@@ -19,23 +19,37 @@ STREAM = Stream(loads=FLOATS, stores=FLOATS, group=4, run=4)
 FORM = Form("CUDA", "op", "kernel", "f32", threads=128, registers=64, stream=STREAM)
 
 
-@pytest.fixture(scope="module")
-def kernels(toolchain: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Code]:
-    """Name -> code on sm_90."""
-    output = tmp_path_factory.mktemp("faults") / "faults.cubin"
+def compiled(folder: Path, architecture: str) -> bytes:
+    output = folder / f"faults-{architecture}.cubin"
     build = cuda.load_build()
     source = Path(__file__).with_name("faults.cu")
     command = [
         str(build.nvcc()),
         *build.FLAGS,
-        "-arch=sm_90",
+        f"-arch=sm_{architecture}",
         "-cubin",
         str(source),
         "-o",
         str(output),
     ]
     subprocess.run(command, check=True, capture_output=True)
-    names = read(output.read_bytes())
+    return output.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def folder(toolchain: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def cubin(folder: Path) -> bytes:
+    return compiled(folder, "90")
+
+
+@pytest.fixture(scope="module")
+def kernels(cubin: bytes) -> dict[str, Code]:
+    """Name -> code on sm_90."""
+    (names,) = read(cubin)
     plain = cuda.demangled(names)
     return {plain[name].partition("(")[0]: code for name, code in names.items()}
 
@@ -105,5 +119,24 @@ def test_a_mask_without_a_hint_is_caught(toolchain: None) -> None:
     dense = next(v for v in triton.variants() if v.name == "q_sample-dense-bf16")
     multiples = tuple(set(dense.multiples) - {"x_image"})
     blind = dataclasses.replace(dense, multiples=multiples)
-    (code,) = read(triton.compile_variant(blind, 90).asm["cubin"]).values()
+    (kernels,) = read(triton.compile_variant(blind, 90).asm["cubin"])
+    (code,) = kernels.values()
     assert any("loads of 2 bytes" in text for text in failures(triton.form_of(dense), "90", code))
+
+
+def test_kernels_read_together_are_those_read_alone(cubin: bytes, folder: Path) -> None:
+    """elf.py makes a file for nvdisasm; what nvdisasm says of the compiler's own is the truth."""
+    (folder / "alone.cubin").write_bytes(cubin)
+    graphs = _graphs(run("nvdisasm", "-c", str(folder / "alone.cubin")))
+    usage = _usage(run("cuobjdump", "-res-usage", str(folder / "alone.cubin")))
+    alone = {name: _code(graphs[name], used) for name, used in usage.items()}
+    assert len(alone) > 5
+    assert any(code.loop for code in alone.values())
+    assert read(cubin, cubin, cubin) == [alone] * 3
+
+
+def test_kernels_of_several_architectures_cannot_be_read_together(
+    cubin: bytes, folder: Path
+) -> None:
+    with pytest.raises(ValueError, match="several architectures"):
+        read(cubin, compiled(folder, "80"))
