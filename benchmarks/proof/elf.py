@@ -1,8 +1,8 @@
 """Joins compiled kernels into one file.
 
 nvdisasm takes one file, and a fifth of a second to know an architecture's instructions before it reads
-the first: twelve kernels in one file cost little more than one. What is joined is only for reading; the
-numbers that a GPU would need to load it are left out.
+the first: twelve kernels in one file cost little more than one. What is joined is only for reading: there
+are instructions and names, and nothing of what else a GPU or a debugger would be told.
 """
 
 from __future__ import annotations

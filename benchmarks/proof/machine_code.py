@@ -13,7 +13,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,28 +85,36 @@ def run(tool: str, *arguments: str, folder: str | None = None) -> str:
 
 def read(*cubins: bytes) -> list[dict[str, Code]]:
     """The kernels of each cubin, by their mangled names; all of one architecture."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-
-        def written(cubin: bytes) -> str:
-            file.seek(0)
-            file.truncate()
-            file.write(cubin)
-            file.flush()
-            return file.name
-
-        usage = [_usage(run("cuobjdump", "-res-usage", written(cubin))) for cubin in cubins]
-        graphs = _graphs(_disassemble(written(joined(cubins))))
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{i}.cubin" for i in range(len(cubins))]
+        for file, cubin in zip(files, cubins, strict=True):
+            file.write_bytes(cubin)
+        usage = [_usage(run("cuobjdump", "-res-usage", str(file))) for file in files]
+        graphs = _disassembled(files)
     return [
-        {name: _code(graphs[f"{i}.{name}"], used) for name, used in kernels.items()}
-        for i, kernels in enumerate(usage)
+        {name: _code(blocks[name], used) for name, used in kernels.items()}
+        for kernels, blocks in zip(usage, graphs, strict=True)
     ]
 
 
-def _disassemble(cubin: str) -> str:
-    """A third of nvdisasm's time is its analysis of data flow; only branches through a table need
-    it, to have their targets listed."""
-    code = run("nvdisasm", "-c", "-ndf", cubin)
-    return run("nvdisasm", "-c", cubin) if _TABLE.search(code) else code
+def _disassembled(files: Sequence[Path]) -> list[dict[str, list[Block]]]:
+    """The graphs of each file, by kernel.
+
+    A third of nvdisasm's time is its analysis of data flow, and most of the rest its beginning, so
+    that all are read without the one and in one file; see elf.py. Only branches through a table need
+    the analysis and what else is in their file, to have their targets listed.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(joined([f.read_bytes() for f in files]))
+        file.flush()
+        text = run("nvdisasm", "-c", "-ndf", file.name)
+    if _TABLE.search(text):
+        return [_graphs(run("nvdisasm", "-c", str(file))) for file in files]
+    found: list[dict[str, list[Block]]] = [{} for _ in files]
+    for name, blocks in _graphs(text).items():
+        i, _, own = name.partition(".")
+        found[int(i)][own] = blocks
+    return found
 
 
 def _usage(text: str) -> dict[str, dict[str, int]]:

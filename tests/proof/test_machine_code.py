@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from benchmarks.proof import machine_code
-from benchmarks.proof.machine_code import Code, _code, _disassemble, _graphs, global_access
+from benchmarks.proof.machine_code import Code, _code, _graphs, global_access
 
 USED = {"REG": 32, "STACK": 0, "SHARED": 0}
 
@@ -58,19 +55,6 @@ def test_a_switch_is_a_branch_to_each_of_its_targets() -> None:
     )  # fmt: skip
     assert found.accesses() == {("load", 16): 1}
     assert found.widths == (8, 16)
-
-
-def test_targets_of_a_switch_are_asked_for_where_there_is_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def run(tool: str, *arguments: str) -> str:
-        branch = "BRXU UR4 -0x10" if "switch" in arguments else "BRA `(.L_x_1)"
-        targets = "" if "-ndf" in arguments else ' (*"BRANCH_TARGETS .L_x_1,.L_x_2"*)'
-        return branch + targets
-
-    monkeypatch.setattr(machine_code, "run", run)
-    assert "BRANCH_TARGETS" in _disassemble("switch")
-    assert "BRANCH_TARGETS" not in _disassemble("branch")
 
 
 def test_a_way_by_a_subroutine_is_the_rare_case() -> None:

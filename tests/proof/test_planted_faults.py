@@ -14,15 +14,15 @@ from benchmarks.proof.machine_code import Code, _code, _graphs, _usage, read, ru
 
 pytestmark = pytest.mark.slow
 
+FAULTS = Path(__file__).with_name("faults.cu")
 FLOATS = ((4,),)
 STREAM = Stream(loads=FLOATS, stores=FLOATS, group=4, run=4)
 FORM = Form("CUDA", "op", "kernel", "f32", threads=128, registers=64, stream=STREAM)
 
 
-def compiled(folder: Path, architecture: str) -> bytes:
-    output = folder / f"faults-{architecture}.cubin"
+def compiled(folder: Path, architecture: str, source: Path = FAULTS) -> bytes:
+    output = folder / f"{source.stem}-{architecture}.cubin"
     build = cuda.load_build()
-    source = Path(__file__).with_name("faults.cu")
     command = [
         str(build.nvcc()),
         *build.FLAGS,
@@ -124,15 +124,28 @@ def test_a_mask_without_a_hint_is_caught(toolchain: None) -> None:
     assert any("loads of 2 bytes" in text for text in failures(triton.form_of(dense), "90", code))
 
 
+def read_alone(cubin: bytes, folder: Path) -> dict[str, Code]:
+    """As nvdisasm says of the compiler's own file, with all that it can find out."""
+    file = folder / "alone.cubin"
+    file.write_bytes(cubin)
+    graphs = _graphs(run("nvdisasm", "-c", str(file)))
+    usage = _usage(run("cuobjdump", "-res-usage", str(file)))
+    return {name: _code(graphs[name], used) for name, used in usage.items()}
+
+
 def test_kernels_read_together_are_those_read_alone(cubin: bytes, folder: Path) -> None:
-    """elf.py makes a file for nvdisasm; what nvdisasm says of the compiler's own is the truth."""
-    (folder / "alone.cubin").write_bytes(cubin)
-    graphs = _graphs(run("nvdisasm", "-c", str(folder / "alone.cubin")))
-    usage = _usage(run("cuobjdump", "-res-usage", str(folder / "alone.cubin")))
-    alone = {name: _code(graphs[name], used) for name, used in usage.items()}
+    alone = read_alone(cubin, folder)
     assert len(alone) > 5
     assert any(code.loop for code in alone.values())
     assert read(cubin, cubin, cubin) == [alone] * 3
+
+
+def test_loops_with_a_branch_through_a_table_are_read(folder: Path, toolchain: None) -> None:
+    """What a file for reading leaves out has the branch's targets: types known at run time only."""
+    code = compiled(folder, "90", cuda.SOURCES / "quantize.cu")
+    alone = read_alone(code, folder)
+    assert any(found.count("BRX", "BRXU") for found in alone.values())
+    assert read(code) == [alone]
 
 
 def test_kernels_of_several_architectures_cannot_be_read_together(
