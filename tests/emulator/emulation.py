@@ -270,6 +270,8 @@ class Emulated:
                         f"{launcher}: schedules {seeds[0]} and {seed} differ from byte {at} on of "
                         f"the array at {region.address:#x} ({region.size} bytes)"
                     )
+        # The history of every byte, 24 times the arrays' size, would stay until the next call.
+        self._begin(seeds[0], count=False)
         return launches
 
     def _convert(self, index: int, value: Any) -> Any:
