@@ -57,15 +57,13 @@ class _Symbol(NamedTuple):
     def is_local(self) -> bool:
         return self.info >> 4 == 0
 
-    @property
-    def is_section(self) -> bool:
-        return self.info & 15 == 3
-
 
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
+_EMPTY = _Section(*[0] * len(_Section._fields))
 _SYMTAB, _STRTAB, _NOTE, _NOBITS = 2, 3, 7, 8
+_OF_NAMES = _EMPTY._replace(type=_STRTAB, addralign=1)
 _COMPAT = 0x70000086  # .nv.compat, without which nvdisasm refuses a file
 _CODE = b".text."
 
@@ -129,8 +127,7 @@ def joined(cubins: Sequence[bytes]) -> bytes:
     header = _Header(*_HEADER.unpack_from(cubins[0]))
     if any(_Header(*_HEADER.unpack_from(c)).flags != header.flags for c in cubins):
         raise ValueError("cubins: of several architectures, expected one")
-    empty = _Section(*[0] * 10)
-    sections = [_Piece(b"", empty, b"")]
+    sections = [_Piece(b"", _EMPTY, b"")]
     symbols: list[tuple[bytes, _Symbol]] = []
     for i, cubin in enumerate(cubins):
         pieces = _pieces(cubin)
@@ -155,9 +152,12 @@ def joined(cubins: Sequence[bytes]) -> bytes:
         _SYMBOL.pack(*symbol._replace(name=names.add(name))) for name, symbol in symbols
     )
     first = 1 + sum(symbol.is_local for _, symbol in symbols)
+    of_symbols = _EMPTY._replace(
+        type=_SYMTAB, link=len(sections), info=first, addralign=8, entsize=_SYMBOL.size
+    )
     sections += [
-        _Piece(b".strtab", empty._replace(type=_STRTAB, addralign=1), bytes(names.data)),
-        _Piece(b".symtab", _Section(0, _SYMTAB, 0, 0, 0, 0, len(sections), first, 8, 24), table),
+        _Piece(b".strtab", _OF_NAMES, bytes(names.data)),
+        _Piece(b".symtab", of_symbols, table),
     ]
     return _written(header, sections)
 
@@ -172,7 +172,7 @@ def _written(header: _Header, sections: Sequence[_Piece]) -> bytes:
     names = _Names()
     places = [names.add(piece.name) if piece.name else 0 for piece in sections]
     places.append(names.add(b".shstrtab"))
-    table = _Piece(b".shstrtab", _Section(0, _STRTAB, 0, 0, 0, 0, 0, 0, 1, 0), bytes(names.data))
+    table = _Piece(b".shstrtab", _OF_NAMES, bytes(names.data))
     body, heads = bytearray(_HEADER.size), []
     for piece, name in zip([*sections, table], places, strict=True):
         body += bytes(-len(body) % max(piece.head.addralign, 1))

@@ -311,6 +311,10 @@ def test_the_sources_build_with_cuda_12(tmp_path: Path) -> None:
     # short of registers (12.4: 9 of 277 on sm_90, none before, at most 24 bytes).
     assert sum(frame != ("0", "0", "0") for frame in frames) <= len(frames) // 10
     assert max(int(stores) for _, stores, _ in frames) <= 32
+    spilling = re.findall(
+        r"entry function '(\w+)'[^']*'sm_\w+'[^']*?[1-9]\d* bytes spill", done.stderr
+    )
+    assert all("attention" in name for name in spilling)
     (file,) = tmp_path.glob("lib/**/*.so")
     version, architectures = run_python(
         "print(module.cuda_version, module.architectures, sep='\\n')", file

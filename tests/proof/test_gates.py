@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+
 import pytest
 
 from benchmarks.proof import table
@@ -29,9 +32,8 @@ def test_every_gate_is_met(found: Examination) -> None:
 def test_every_streaming_form_has_a_main_loop(found: Examination) -> None:
     """Without one the counts that the gates look at would be of nothing."""
     streaming = [e for e in found.entries if e.form.stream is not None]
-    assert {(e.form.language, e.architecture) for e in streaming} == {
-        (language, architecture) for language in LANGUAGES for architecture in ARCHITECTURES
-    }
+    found_of = Counter((e.form.language, e.architecture) for e in streaming)
+    assert all(found_of[at] > 25 for at in itertools.product(LANGUAGES, ARCHITECTURES))
     assert all(e.code.loop for e in streaming)
 
 
