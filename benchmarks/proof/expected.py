@@ -30,10 +30,6 @@ def _draws(form: Form) -> bool:
     return form.draws and not _only_reads(form)
 
 
-def _steps(form: Form) -> bool:
-    return form.kernel in ("PgdStep", "step_images", "pgd_step", "pgd_step_multi")
-
-
 EXPECTED: tuple[Expected, ...] = (
     Expected(
         {"B200": 2.2},
@@ -69,17 +65,6 @@ EXPECTED: tuple[Expected, ...] = (
         " sums in pairs of floats would take some ten instructions an element more, which is all that a"
         " B200 can do in the time of two bytes."
         " Only l2 pays for it.",
-    ),
-    Expected(
-        {"B200": 1.4},
-        frozenset({"issue", "integer"}),
-        _steps,
-        "pgd_step in 16 bits. Checks for gradients that are not finite, bounds and rounding as stored"
-        " are comparisons, selections and packing, for which sm_100 has no more units than sm_90:"
-        " 137 % where types are known only at run time, 135 % and 129 % (Triton) of the typical ones."
-        " Minima in place of a comparison and a selection, as in quantize, would lose the sign of a"
-        " zero, and with it equal bits.",
-        is_open=True,
     ),
 )
 

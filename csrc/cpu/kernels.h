@@ -67,7 +67,7 @@ double stepped_square(const PgdStep& a, const Plan& plan, int64_t image, int64_t
                 for_lanes(row.size(), [&sums, &finite, s](int64_t i, auto lanes) {
                     constexpr bool kSign = decltype(sign)::value, kMasked = decltype(masked)::value;
                     const F d = s.at<kSign, kMasked>(i, lanes, finite);
-                    sums.add_square(within(d, F(kLargest)));
+                    sums.add_square(at_most(abs(d), F(kLargest)));
                 });
             });
         });
@@ -79,7 +79,7 @@ double stepped_square(const PgdStep& a, const Plan& plan, int64_t image, int64_t
 // were, or, of bytes, in `kept`.
 template <class Lanes>
 UDP_HD F original_value(const float* p, Lanes lanes, const Range&, float*) {
-    return load(p, lanes);
+    return from_float(load(p, lanes));
 }
 template <class Lanes>
 UDP_HD F original_value(const uint8_t* p, Lanes lanes, const Range& range, float* kept) {
@@ -87,11 +87,13 @@ UDP_HD F original_value(const uint8_t* p, Lanes lanes, const Range& range, float
     store(kept, x, lanes, false);
     return x;
 }
-UDP_HD const float* value_again(const float* original, const float*) {
-    return original;
+template <class Lanes>
+UDP_HD F value_again(const float* original, const float*, Lanes lanes) {
+    return from_float(load(original, lanes));
 }
-UDP_HD const float* value_again(const uint8_t*, const float* kept) {
-    return kept;
+template <class Lanes>
+UDP_HD F value_again(const uint8_t*, const float* kept, Lanes lanes) {
+    return load(kept, lanes);
 }
 
 // D, G, X, Adv: storage types. Returns how many elements of the gradient were finite, the zeros
@@ -104,18 +106,16 @@ UDP_HD const float* value_again(const uint8_t*, const float* kept) {
 template <bool kSign, bool kMasked, bool kMaps, bool kScales, class D, class G, class X, class Adv>
 int64_t pgd_row(const PgdStep& a, const Row& row, const Stepper<D, G> s, const X* original,
                 D* delta, Adv* adv, bool stream) {
+    constexpr bool kBytes = std::is_same_v<X, uint8_t>;
     const F bound(a.bound[row.image]), scale(kScales ? a.scale[row.image] : 1.0f);
     const Range range = a.range;
-    const auto result = [=](const F& x, const F& d) {
-        const F y = adversarial(x, d, range);
-        return kMaps ? to_out_range(y, range) : y;
-    };
+    const auto result = [=](const F& x, const F& d) { return adversarial(x, d, kMaps, range); };
     Count finite;
     if constexpr (std::is_same_v<D, float> && std::is_same_v<X, float>) {
         for_lanes(row.size(), [=, &finite](int64_t i, auto lanes) {
-            const F x = load(original + i, lanes);
+            const F x = from_float(load(original + i, lanes));
             const F stepped = s.template at<kSign, kMasked>(i, lanes, finite);
-            const F d = project(stepped, x, bound, scale, range);
+            const F d = project(stepped, x, nothing_or_nan(x), bound, scale, range);
             store(delta + i, d, lanes, false);
             store(adv + i, result(x, d), lanes, stream);
         });
@@ -127,17 +127,18 @@ int64_t pgd_row(const PgdStep& a, const Row& row, const Stepper<D, G> s, const X
         const int64_t end = begin + kRow < row.size() ? begin + kRow : row.size();
         for_lanes(begin, end, [=, &finite](int64_t i, auto lanes) {
             // With bytes all operands are where the caller has them.
-            if (std::is_same_v<X, uint8_t>) {
+            if (kBytes) {
                 fetch(s.delta + i + kRow);
                 fetch(s.gradient + i + kRow);
                 fetch(original + i + kRow);
             }
             const F x = original_value(original + i, lanes, range, kept + (i - begin));
             const F stepped = s.template at<kSign, kMasked>(i, lanes, finite);
-            store(delta + i, project(stepped, x, bound, scale, range), lanes, false);
+            const F nothing = kBytes ? F(0.0f) : nothing_or_nan(x);
+            store(delta + i, project(stepped, x, nothing, bound, scale, range), lanes, false);
         });
         store_lanes(adv, begin, end, stream, [=](int64_t i, auto lanes) {
-            const F x = load(value_again(original + i, kept + (i - begin)), lanes);
+            const F x = value_again(original + i, kept + (i - begin), lanes);
             return result(x, load(delta + i, lanes));
         });
     }

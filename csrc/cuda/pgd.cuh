@@ -19,6 +19,7 @@ inline bool maps_range(const Bounds& b) {
 
 // The largest value that an operand of that type can hold and that is <= bound.
 __device__ __forceinline__ float at_most_in(DType type, float bound) {
+    bound += 0.0f;  // -0 is a budget too
     if (type == DType::float16) return float16_at_most(bound);
     if (type == DType::bfloat16) return bfloat16_at_most(bound);
     return bound;
@@ -79,13 +80,14 @@ struct Mask {
 // delta after the step and before any projection.
 template <bool kMasked, class At, int N>
 __device__ __forceinline__ void step_group(float (&delta)[N], const float (&gradient)[N],
-                                           const Mask& mask, At at, bool sign, float size) {
+                                           const Mask& mask, At at, Direction direction,
+                                           float size) {
     float sizes[N];
     if constexpr (kMasked) mask.load(at, sizes);
 #pragma unroll
     for (int k = 0; k < N; ++k) {
-        const float direction = sign ? finite_sign(gradient[k]) : finite_or_zero(gradient[k]);
-        delta[k] = step(delta[k], direction, kMasked ? size * sizes[k] : size);
+        const float towards = finite_direction(gradient[k], direction);
+        delta[k] = step(delta[k], towards, kMasked ? size * sizes[k] : size);
     }
 }
 
@@ -98,7 +100,8 @@ struct StepBody {
     Mask mask;
     StepSize step;
     Range range;
-    bool sign, maps;
+    Direction direction;
+    bool maps;
     int skipped;
     int64_t* skipped_total;
 
@@ -120,28 +123,25 @@ struct StepBody {
     template <class At>
     __device__ __forceinline__ void operator()(At at) {
         constexpr int N = kElements<Layout, At>;
+        constexpr bool kBytes = std::is_same<X, uint8_t>::value;
         float d[N], g[N], x[N];
         load<Cache::read_only>(gradient, at, g);
         load<Cache::read_only>(original, at, x);
         load<Cache::keep>(delta, at, d);
-        if (holds_bytes(original)) {
+        const bool bytes = holds_bytes(original);
 #pragma unroll
-            for (int k = 0; k < N; ++k) x[k] = from_byte(x[k], range);
-        }
-        step_group<kMasked>(d, g, mask, at, sign, step.size);
+        for (int k = 0; k < N; ++k) x[k] = bytes ? from_byte(x[k], range) : from_float(x[k]);
+        step_group<kMasked>(d, g, mask, at, direction, step.size);
 #pragma unroll
         for (int k = 0; k < N; ++k) {
             skipped += is_finite(g[k]) ? 0 : 1;  // those that do not exist are 0
-            d[k] = project(d[k], x[k], step.bound, step.scale, range);
+            const float nothing = kBytes ? 0.0f : nothing_or_nan(x[k]);
+            d[k] = project(d[k], x[k], nothing, step.bound, step.scale, range);
         }
         round_as_stored(delta, d);
         store(delta, at, d);
 #pragma unroll
-        for (int k = 0; k < N; ++k) x[k] = udp::adversarial(x[k], d[k], range);
-        if (maps) {
-#pragma unroll
-            for (int k = 0; k < N; ++k) x[k] = to_out_range(x[k], range);
-        }
+        for (int k = 0; k < N; ++k) x[k] = udp::adversarial(x[k], d[k], maps, range);
         store(adversarial, at, x);
     }
     static __device__ __forceinline__ bool holds_bytes(const Row<AnyPixel>& row) {

@@ -44,7 +44,7 @@ struct PgdStep : Arguments {
             norm == Norm::linf ? at_most_in(delta.type, number_of(eps, image)) : kLargest;
         body.step.scale = norm == Norm::linf ? 1.0f : scale[image];
         body.range = range;
-        body.sign = step == Step::sign;
+        body.direction = step == Step::sign ? kSign : kGradient;
         body.maps = maps;
         body.skipped = 0;
         body.skipped_total = skipped;
@@ -61,7 +61,8 @@ struct SquareSums : Arguments {
     struct Body {
         Row<AnyFloat> delta, gradient;
         Mask mask;
-        bool masked, sign;
+        bool masked;
+        Direction direction;
         float size;
         double* partial;
         ExactSquares squares;
@@ -84,14 +85,14 @@ struct SquareSums : Arguments {
             if constexpr (kOfStepped) {
                 load<Cache::read_only>(delta, at, d);
                 if (masked) {
-                    step_group<true>(d, g, mask, at, sign, size);
+                    step_group<true>(d, g, mask, at, direction, size);
                 } else {
-                    step_group<false>(d, g, mask, at, sign, size);
+                    step_group<false>(d, g, mask, at, direction, size);
                 }
             }
 #pragma unroll
             for (int k = 0; k < N; ++k) {
-                squares.add(kOfStepped ? within(d[k], kLargest) : finite_or_zero(g[k]));
+                squares.add(kOfStepped ? at_most(abs(d[k]), kLargest) : finite_or_zero(g[k]));
             }
         }
         __device__ void end_group() {}
@@ -112,7 +113,7 @@ struct SquareSums : Arguments {
             body.mask = mask_of(image, channel);
             body.size = size_of_step(image);
         }
-        body.sign = step == Step::sign;
+        body.direction = step == Step::sign ? kSign : kGradient;
         body.partial = partial;
         return body;
     }

@@ -13,7 +13,8 @@ struct Arguments {
     int64_t first_image;               // of this launch
     PerImage alpha, eps;
     DType delta, original, gradient, adversarial;
-    bool sign, maximize, maps;
+    Direction direction;
+    bool maximize, maps;
     Range range;
     int64_t* skipped;
 };
@@ -41,7 +42,7 @@ __global__ void __launch_bounds__(kThreads) step_images(const Arguments a, int64
         body.step.bound = at_most_in(a.delta, number_of(a.eps, a.first_image + i));
         body.step.scale = 1.0f;
         body.range = a.range;
-        body.sign = a.sign;
+        body.direction = a.direction;
         body.maps = a.maps;
         body.skipped = 0;
         body.skipped_total = a.skipped;
@@ -74,7 +75,7 @@ int udp_pgd_step_multi(const udp::Image* images, int64_t count, const udp::DType
     a.gradient = types[1];
     a.original = types[2];
     a.adversarial = types[3];
-    a.sign = static_cast<Step>(step) == Step::sign;
+    a.direction = static_cast<Step>(step) == Step::sign ? kSign : kGradient;
     a.maximize = maximize != 0;
     a.maps = maps_range(*bounds);
     a.range = range_of(*bounds);

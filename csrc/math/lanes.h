@@ -125,32 +125,25 @@ UDP_HD float flip(float a, float sign) {
     return as_float(as_uint(a) ^ (as_uint(sign) & 0x80000000u));
 }
 
-// Bounds that a NaN passes through: the comparison is false, so `a` stays.
+// A NaN in `a` passes; the bound is a number. Of two zeros a GPU takes the lesser or the
+// greater, other processors the first: where the sign of a zero matters, let none be negative.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+UDP_HD float at_most(float a, float bound) {
+    float y;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(bound));
+    return y;
+}
+UDP_HD float at_least(float a, float bound) {
+    float y;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(bound));
+    return y;
+}
+#else
 UDP_HD float at_most(float a, float bound) {
     return bound < a ? bound : a;
 }
 UDP_HD float at_least(float a, float bound) {
     return bound > a ? bound : a;
-}
-
-// The same of numbers alone: what they make of a NaN depends on the processor. For a GPU that is
-// one instruction instead of a comparison and a selection.
-template <class F>
-UDP_HD F smaller(F a, F b) {
-    return at_most(a, b);
-}
-template <class F>
-UDP_HD F larger(F a, F b) {
-    return at_least(a, b);
-}
-#if defined(__CUDA_ARCH__)
-template <>
-UDP_HD float smaller<float>(float a, float b) {
-    return ::fminf(a, b);
-}
-template <>
-UDP_HD float larger<float>(float a, float b) {
-    return ::fmaxf(a, b);
 }
 #endif
 

@@ -36,6 +36,18 @@ UDP_HD F finite_sign(F gradient) {
     return only_if(g != F(0.0f), flip(F(1.0f), g));
 }
 
+// The same where only a launch knows which: the bits of the gradient that are kept, and those that
+// are set.
+struct Direction {
+    uint32_t kept, set;
+};
+constexpr Direction kSign = {0x80000000u, 0x3f800000u}, kGradient = {0xffffffffu, 0u};
+
+UDP_HD float finite_direction(float gradient, Direction which) {
+    const bool moves = gradient != 0.0f && is_finite(gradient);
+    return only_if(moves, as_float((as_uint(gradient) & which.kept) | which.set));
+}
+
 // direction: the gradient or its sign. size: +-alpha * mask, divided by the gradient's norm for an
 // l2 step.
 template <class F>
@@ -43,27 +55,36 @@ UDP_HD F step(F delta, F direction, F size) {
     return fma(size, direction, delta);
 }
 
+// A float original's value, no zero of it negative.
+template <class F>
+UDP_HD F from_float(F x) {
+    return x + F(0.0f);
+}
+
+// What `project` adds: nothing, or a NaN where the original is none or infinite.
+template <class F>
+UDP_HD F nothing_or_nan(F x) {
+    return x - x;
+}
+
 // Onto the linf ball (bound = eps, scale = 1) or the l2 ball (scale = min(1, eps / |delta|) and the
 // largest float for a bound: an infinity would become a NaN), then to where lo <= x + delta <= hi.
+// nothing: 0, or nothing_or_nan(x) for an x that may be any float. With it no zero is negative, and
+// so no processor's order of zeros shows in the result.
 template <class F>
-UDP_HD F project(F delta, F x, F bound, F scale, const Range& range) {
-    const F d = at_least(within(delta, bound) * scale, F(range.lo) - x);
+UDP_HD F project(F delta, F x, F nothing, F bound, F scale, const Range& range) {
+    const F d = at_least(within(delta, bound) * scale + nothing, F(range.lo) - x);
     return at_most(d, F(range.hi) - x);
 }
 
-// x + delta in [lo, hi]. The clamp is needed: delta was rounded after `project`, and so is the sum.
+// x + delta, mapped to what the model reads, which may be x's own range. Not an fma: the product's
+// own rounding hits the ends of the usual ranges (255 * (2/255) is 2). The clamp is needed: delta
+// was rounded after `project`, and so are the sum and the map.
 template <class F>
-UDP_HD F adversarial(F x, F delta, const Range& range) {
-    return at_most(at_least(x + delta, F(range.lo)), F(range.hi));
-}
-
-// Not an fma: the product's own rounding hits the ends of the usual ranges (255 * (2/255) is 2). Of
-// other ranges the clamp keeps the promise.
-template <class F>
-UDP_HD F to_out_range(F value, const Range& range) {
-    const F shift(range.out_lo - range.lo * range.out_scale);
-    const F mapped = value * F(range.out_scale) + shift;
-    return at_most(at_least(mapped, F(range.out_lo)), F(range.out_hi));
+UDP_HD F adversarial(F x, F delta, bool maps, const Range& range) {
+    F y = x + delta;
+    if (maps) y = y * F(range.out_scale) + F(range.out_lo - range.lo * range.out_scale);
+    return at_most(at_least(y, F(range.out_lo)), F(range.out_hi));
 }
 
 // A uint8 original's value, lo + byte * (hi - lo) / 255. The quotient comes out correctly rounded

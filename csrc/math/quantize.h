@@ -15,7 +15,7 @@ UDP_HD float levels_in(float eps) {
 // A whole number within [0, 255].
 template <class F>
 UDP_HD F within_a_byte(F a) {
-    return smaller(larger(a, F(0.0f)), F(255.0f));
+    return at_most(at_least(a, F(0.0f)), F(255.0f));
 }
 #if defined(__CUDA_ARCH__)
 // A product saturates to [0, 1] at no cost, where comparing is what a GPU has least units for. What
@@ -28,7 +28,7 @@ UDP_HD float within_a_byte<float>(float a) {
 
 template <class F>
 UDP_HD F bounded_byte(F original, F change, F levels) {  // change: a whole number, or infinite
-    const F q = larger(smaller(change, levels), F(0.0f) - levels);
+    const F q = at_least(at_most(change, levels), F(0.0f) - levels);
     return within_a_byte(original + q);
 }
 

@@ -133,6 +133,15 @@ def test_pgd_step_takes_every_combination_of_types(types: tuple[torch.dtype, ...
         assert_same(*both("pgd_step_", *pgd_arguments(shape, types)))
 
 
+@pytest.mark.parametrize("x_type", FLOATS, ids=str)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pgd_step_takes_originals_of_any_value(norm: str, x_type: torch.dtype) -> None:
+    shape = (2, 3, 16, 20)
+    arguments = pgd_arguments(shape, (F32, F16, x_type, F32), norm=norm)
+    arguments[2] = floats(shape, 3, x_type, extremes=True)
+    assert_same(*both("pgd_step_", *arguments))
+
+
 @pytest.mark.parametrize("layouts", LAYOUTS, ids="-".join)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_pgd_step_takes_every_layout(shape: tuple[int, ...], layouts: tuple[str, str]) -> None:

@@ -10,6 +10,7 @@ from cases import BF16, F16, F32, F64, FLOATS, LAYOUTS, floats, images, same_bit
 from hypothesis import given
 from hypothesis import strategies as st
 
+from udp_fast.backends.reference import pgd_step as definition
 from udp_fast.backends.reference.arithmetic import per_image
 from udp_fast.backends.reference.pgd_step import original_as_float
 from udp_fast.backends.reference.pgd_step import pgd_step_ as reference
@@ -132,6 +133,43 @@ def test_sign_steps_are_the_reference_bit_for_bit(backend_name, c):
     assert same_bits(delta, expected)
     assert same_bits(result.adv, adv)
     assert torch.equal(result.skipped, skipped)
+
+
+@given(calls, st.sampled_from(FLOATS))
+def test_originals_of_any_value_are_the_reference_bit_for_bit(backend_name, c, x_dtype):
+    """Negative zeros and values outside the range among them; the order of zeros must not show."""
+    delta, grad, _, o = build({**c, "step": "sign", "norm": "linf"})
+    x = floats(c["shape"], c["seed"] + 2, x_dtype, c["layouts"][2], o["range"][1], extremes=True)
+    expected = delta.clone()
+    alpha, eps = as_tensor(o["alpha"]), as_tensor(o["eps"])
+    arguments = (o["mask"], "sign", "linf", o["maximize"], *o["range"], *o["out_range"])
+    adv, _ = reference(expected, grad, x, alpha, eps, *arguments, o["out_dtype"])
+    result = pgd_step_(delta, grad, x, **o)
+    assert same_bits(delta, expected)
+    assert same_bits(result.adv, adv)
+    assert torch.equal(torch.isnan(delta), ~torch.isfinite(x))
+
+
+def clamp_preferring_bounds(v, low, high):
+    """Of two zeros the bound's, where the reference keeps the value's."""
+    v = torch.where(v <= low, low, v)
+    return torch.where(v >= high, high, v)
+
+
+@given(calls, st.sampled_from([*FLOATS, torch.uint8]))
+def test_it_does_not_matter_which_of_two_zeros_a_processor_calls_the_lesser(c, x_dtype):
+    delta, grad, x, o = build({**c, "extremes": True})
+    if x_dtype != torch.uint8:
+        x = floats(c["shape"], c["seed"] + 2, x_dtype, c["layouts"][2], extremes=True)
+    alpha, eps = as_tensor(o["alpha"]) * 1.0, as_tensor(o["eps"]) * 1.0
+    arguments = (o["mask"], o["step"], o["norm"], o["maximize"], *o["range"], *o["out_range"])
+    kept, chosen = delta.clone(), delta.clone()
+    adv, _ = reference(kept, grad, x, alpha, eps, *arguments, o["out_dtype"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(definition, "_clamp", clamp_preferring_bounds)
+        other, _ = reference(chosen, grad, x, alpha, eps, *arguments, o["out_dtype"])
+    assert same_bits(chosen, kept)
+    assert same_bits(other, adv)
 
 
 @given(calls)

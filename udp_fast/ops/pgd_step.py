@@ -13,7 +13,8 @@ infinite takes no step and is counted, so that it never reaches delta; an image 
 is below float32's smallest normal number takes no "l2" step.
 
 The budget holds exactly in delta's own dtype: the L-infinity bound is the largest value of that
-dtype that is <= eps_b. Where x itself lies outside [lo, hi] the range wins over the budget.
+dtype that is <= eps_b. Where x itself lies outside [lo, hi] the range wins over the budget; where it is
+not finite, delta and adv become NaN. Of zeros only one is negative: a negative delta that rounds to it.
 """
 
 from __future__ import annotations

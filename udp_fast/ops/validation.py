@@ -83,7 +83,7 @@ def check_range(op: str, name: str, value: Any) -> tuple[float, float]:
         raise ValueError(f"{op}: {name}: got {value!r}, expected a pair (lo, hi)") from None
     if not -math.inf < lo < hi < math.inf:
         raise ValueError(f"{op}: {name}: got ({lo}, {hi}), expected finite lo < hi")
-    return lo, hi
+    return lo + 0.0, hi + 0.0  # no negative zero
 
 
 def per_image(op: str, name: str, value: Any, batch: int, device: torch.device) -> Tensor:

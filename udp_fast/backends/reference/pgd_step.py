@@ -11,7 +11,7 @@ from .arithmetic import compute_dtype, per_image
 def original_as_float(x: Tensor, lo: float, hi: float, dtype: torch.dtype) -> Tensor:
     """x in [lo, hi]; a uint8 level v means lo + v * (hi - lo) / 255."""
     if x.dtype != torch.uint8:
-        return x.to(dtype)
+        return x.to(dtype) + 0.0  # no zero of it negative
     return (x.to(dtype) / 255) * (hi - lo) + lo
 
 
@@ -61,23 +61,26 @@ def pgd_step_(
 
     if norm == "linf":
         bound = per_image(bound_in_dtype(eps, delta.dtype).to(f), delta)
-        d = _clamp(d, 0.0 - bound, bound)  # +0, not -0, for a budget of nothing
+        d = _clamp(d, 0.0 - bound, bound)
     else:
         length, bound = _norm(d), per_image(eps.double(), delta)
         d = d * torch.where(length > bound, bound / length, 1).to(f)
 
     x = original_as_float(x, lo, hi, f)
+    d = d + (x - x)  # a NaN where x is not finite, and no negative zero: see `_clamp`
     delta.copy_(_clamp(d, lo - x, hi - x))
 
-    image = _clamp(x + delta.to(f), lo, hi)
-    scale = (out_hi - out_lo) / (hi - lo)
-    image = image * scale + (out_lo - lo * scale)
+    image = x + delta.to(f)
+    if (out_lo, out_hi) != (lo, hi):
+        scale = (out_hi - out_lo) / (hi - lo)
+        image = image * scale + (out_lo - lo * scale)
+    image = _clamp(image, out_lo, out_hi)
     adv = torch.empty_like(delta, dtype=out_dtype) if adv is None else adv
     return adv.copy_(image), skipped
 
 
 def _clamp(v: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
-    """By comparison, so that the sign of a zero and a NaN come out the same on every backend."""
+    """A NaN in v passes. Backends differ in how they order zeros, so none is negative here."""
     v = torch.where(v < low, low, v)
     return torch.where(v > high, high, v)
 

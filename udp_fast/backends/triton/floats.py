@@ -73,13 +73,13 @@ def narrow(a, dtype: tl.constexpr):
 
 @triton.jit
 def at_most(a, bound):
-    """Not tl.minimum: a NaN passes, and of two zeros the first stays."""
-    return tl.where(a > bound, bound, a)
+    """In one instruction. A NaN passes; of two zeros either may come out."""
+    return tl.minimum(a, bound, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def at_least(a, bound):
-    return tl.where(a < bound, bound, a)
+    return tl.maximum(a, bound, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

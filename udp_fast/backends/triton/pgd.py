@@ -22,9 +22,11 @@ def finite_or_zero(gradient):
 @triton.jit
 def stepped(delta, gradient, size, SIGN: tl.constexpr):
     """delta + size * s(gradient); size = +-alpha * mask, over the norm for an l2 step."""
-    g = finite_or_zero(gradient)
     if SIGN:
-        g = tl.where(g != 0.0, flip(1.0, g), 0.0)
+        moves = is_finite(gradient) & (gradient != 0.0)
+        g = tl.where(moves, flip(1.0, gradient), 0.0)
+    else:
+        g = finite_or_zero(gradient)
     return fma(g, size, delta)
 
 
@@ -34,20 +36,34 @@ def within(a, bound):
 
 
 @triton.jit
-def project(delta, x, bound, scale, lo, hi):
-    """Onto the ball (linf: bound, scale 1; l2: scale, the largest float), then into the range."""
-    d = at_least(within(delta, bound) * scale, lo - x)
+def from_float(x):
+    """A float original's value, no zero of it negative."""
+    return x + 0.0
+
+
+@triton.jit
+def nothing_or_nan(x):
+    """What `project` adds: nothing, or a NaN where the original is none or infinite."""
+    return x - x
+
+
+@triton.jit
+def project(delta, x, nothing, bound, scale, lo, hi):
+    """Onto the ball (linf: bound, scale 1; l2: scale, the largest float), then into the range.
+
+    ``nothing``: 0, or `nothing_or_nan` of an x that may be any float. With it no zero is negative, and
+    so the order of zeros does not show in the result.
+    """
+    d = at_least(product(within(delta, bound), scale) + nothing, lo - x)
     return at_most(d, hi - x)
 
 
 @triton.jit
-def adversarial(x, delta, lo, hi):
-    return at_most(at_least(x + delta, lo), hi)
-
-
-@triton.jit
-def to_out_range(value, scale, shift, out_lo, out_hi):
-    return at_most(at_least(product(value, scale) + shift, out_lo), out_hi)
+def adversarial(x, delta, scale, shift, out_lo, out_hi, MAPS: tl.constexpr):
+    y = x + delta
+    if MAPS:
+        y = product(y, scale) + shift
+    return at_most(at_least(y, out_lo), out_hi)
 
 
 @triton.jit
@@ -60,6 +76,7 @@ def from_byte(byte, lo, width):
 @triton.jit
 def bound_in(eps, dtype: tl.constexpr):
     """The largest value of ``dtype`` that is <= eps: rounding towards zero."""
+    eps += 0.0  # -0 is a budget too
     if dtype == tl.float32:
         return eps
     elif dtype == tl.bfloat16:

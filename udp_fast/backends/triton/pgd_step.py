@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import sums
-from .floats import narrow, widen
+from .floats import at_most, narrow, widen
 from .launch import float32, launch, launch_sums, number, tunable, width_of
 from .pgd import (
     LARGEST,
@@ -15,11 +15,11 @@ from .pgd import (
     bound_in,
     finite_or_zero,
     from_byte,
+    from_float,
     is_finite,
+    nothing_or_nan,
     project,
     stepped,
-    to_out_range,
-    within,
 )
 from .rows import at, inside_of, lanes, per_image, program_row, row_part, turns, zero_outside
 from .walk import Operand, Walk, finish, image_shape, operand, placed, walk_of
@@ -131,7 +131,7 @@ def stepped_square_kernel(
             g = widen(tl.load(grad + i * grad_pixel, mask=inside))
             masks = at(mask, mask_offset(first, i, mask_pixel, MASK_EVERY))
             d = _stepped_tile(delta + i * delta_pixel, g, masks, inside, move, SIGN)
-            d = zero_outside(within(d, LARGEST), inside).to(tl.float64)
+            d = zero_outside(at_most(tl.abs(d), LARGEST), inside).to(tl.float64)
             total += d * d
     tl.store(partials + tl.program_id(0), sums.of_block(sums.of_rows(total)))
 
@@ -189,13 +189,14 @@ def step_tile(
     original = tl.load(x, mask=inside)
     if x.dtype.element_ty == tl.uint8:
         original = from_byte(original.to(tl.float32), lo, width)
+        nothing = 0.0
     else:
-        original = widen(original)
-    stored = narrow(project(d, original, bound, shrink, lo, hi), delta.dtype.element_ty)
+        original = from_float(widen(original))
+        nothing = nothing_or_nan(original)
+    d = project(d, original, nothing, bound, shrink, lo, hi)
+    stored = narrow(d, delta.dtype.element_ty)
     tl.store(delta, stored, mask=inside)
-    y = adversarial(original, widen(stored), lo, hi)
-    if MAPS:
-        y = to_out_range(y, out_scale, out_shift, out_lo, out_hi)
+    y = adversarial(original, widen(stored), out_scale, out_shift, out_lo, out_hi, MAPS)
     tl.store(adv, narrow(y, adv.dtype.element_ty), mask=inside)
     return tl.where(is_finite(g), 0, 1)
 

@@ -72,7 +72,8 @@ def pgd_step_multi_kernel(
     program = tl.program_id(0)
     image = tl.load(owners + program)
     row = table + image * COLUMNS
-    first, size = row_part(program - tl.load(row + 5), tl.load(row + 4))
+    chunk = program - tl.load(row + 5).to(tl.int32)
+    first, size = row_part(chunk, tl.load(row + 4))
     delta = _operand(row, 0, first, DELTA, ALIGNED)
     grad = _operand(row, 1, first, GRAD, ALIGNED)
     x = _operand(row, 2, first, X, ALIGNED)
