@@ -61,7 +61,7 @@ gpu-check: $(VENV)/.gpu  ## on a machine with a GPU: its tests and times, into g
 	$(BIN)/python -m benchmarks.gpu_check
 
 clean:  ## remove the environment and everything built or written by these targets
-	rm -rf $(VENV) demo gpu-report .proof-cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) demo gpu-report .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find udp_fast \( -name '*.so' -o -name __pycache__ \) -prune -exec rm -rf {} +
 
 $(VENV)/.torch:

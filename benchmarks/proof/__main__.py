@@ -3,7 +3,7 @@
     python -m benchmarks.proof [--write docs/kernel-proof.md] [--arch 80 90] [--language CUDA] [--jobs 2]
 
 Prints what the machine code comes to, what the ops move and launch, and every gate that is not met;
-exits with 1 if there is one. What was read from a kernel is kept under .proof-cache by content, so a
+exits with 1 if there is one. What was read from a kernel is kept under .cache/proof by content, so a
 second run takes a minute.
 """
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
 from . import elf, machine_code
 from .machine_code import Code
 
-FOLDER = Path(__file__).parents[2] / ".proof-cache"
+FOLDER = Path(os.environ.get("UDP_PROOF_CACHE", Path(__file__).parents[2] / ".cache/proof"))
 
 #: How code is read, as it was when this process began.
 _READER = "".join(ast.dump(ast.parse(Path(m.__file__).read_text())) for m in (elf, machine_code))
@@ -36,7 +37,7 @@ def load(key: str) -> dict[str, Code] | None:
 
 
 def save(key: str, kernels: dict[str, Code]) -> None:
-    FOLDER.mkdir(exist_ok=True)
+    FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{key}.json"
     # Under its name only when whole: another process may be reading.
     written = path.with_suffix(".new")

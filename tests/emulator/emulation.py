@@ -87,10 +87,20 @@ class Launch:
             raise AttributeError(name) from None
 
 
+def _compiler() -> str:
+    return os.environ.get("CXX", "g++")
+
+
+@cache
+def _compiler_version() -> str:
+    command = [_compiler(), "--version"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def _compile(arguments: Sequence[str], output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_suffix(f".{os.getpid()}{output.suffix}")
-    command = [os.environ.get("CXX", "g++"), *arguments, "-o", str(partial)]
+    command = [_compiler(), *arguments, "-o", str(partial)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         errors = "\n".join(done.stderr.splitlines()[:40])
@@ -99,7 +109,7 @@ def _compile(arguments: Sequence[str], output: Path) -> None:
 
 
 def _digest(*parts: str | bytes) -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_compiler_version().encode())
     for part in parts:
         digest.update(part.encode() if isinstance(part, str) else part)
         digest.update(b"\0")
