@@ -30,15 +30,23 @@ struct Stepper {
     const D* delta;
     const G* gradient;
     const float* mask;
-    F size;
+    float size;
+
+    template <bool kSign, class Lanes>
+    F direction(int64_t i, Lanes lanes, Count& finite) const {
+        if constexpr (kSign && kSignsOf16Bits && sizeof(G) == 2 && std::is_same_v<Lanes, Full>) {
+            return finite_sign16(gradient + i, finite);
+        } else {
+            const F g = load(gradient + i, lanes);
+            finite.add(is_finite(g));
+            return kSign ? finite_sign(g) : finite_or_zero(g);
+        }
+    }
 
     template <bool kSign, bool kMasked, class Lanes>
     F at(int64_t i, Lanes lanes, Count& finite) const {
-        const F s = kMasked ? size * load(mask + i, lanes) : size;
-        const F d = load(delta + i, lanes);
-        const F g = load(gradient + i, lanes);
-        finite.add(is_finite(g));
-        return step(d, kSign ? finite_sign(g) : finite_or_zero(g), s);
+        const F s = kMasked ? F(size) * load(mask + i, lanes) : F(size);
+        return step(load(delta + i, lanes), direction<kSign>(i, lanes, finite), s);
     }
 };
 
@@ -61,7 +69,7 @@ double stepped_square(const PgdStep& a, const Plan& plan, int64_t image, int64_t
     for_rows(plan, image, chunk, [&](const Row& row) {
         const float* mask = a.mask.data == nullptr ? nullptr : read(a.mask, row, buffers[2]);
         const Stepper<float, float> s{read(a.delta, row, buffers[0]),
-                                      read(a.gradient, row, buffers[1]), mask, F(a.size[image])};
+                                      read(a.gradient, row, buffers[1]), mask, a.size[image]};
         choose(a.sign, [&, s](auto sign) {
             choose(mask != nullptr, [&, s](auto masked) {
                 for_lanes(row.size(), [&sums, &finite, s](int64_t i, auto lanes) {
@@ -107,15 +115,19 @@ template <bool kSign, bool kMasked, bool kMaps, bool kScales, class D, class G, 
 int64_t pgd_row(const PgdStep& a, const Row& row, const Stepper<D, G> s, const X* original,
                 D* delta, Adv* adv, bool stream) {
     constexpr bool kBytes = std::is_same_v<X, uint8_t>;
-    const F bound(a.bound[row.image]), scale(kScales ? a.scale[row.image] : 1.0f);
+    const float bound = a.bound[row.image], scale = kScales ? a.scale[row.image] : 1.0f;
     const Range range = a.range;
+    const auto projected = [=](const F& d, const F& x, const F& nothing) {
+        const F inside = within(d, F(bound));
+        return project(kScales ? inside * F(scale) : inside, x, nothing, range);
+    };
     const auto result = [=](const F& x, const F& d) { return adversarial(x, d, kMaps, range); };
     Count finite;
     if constexpr (std::is_same_v<D, float> && std::is_same_v<X, float>) {
         for_lanes(row.size(), [=, &finite](int64_t i, auto lanes) {
             const F x = from_float(load(original + i, lanes));
             const F stepped = s.template at<kSign, kMasked>(i, lanes, finite);
-            const F d = project(stepped, x, nothing_or_nan(x), bound, scale, range);
+            const F d = projected(stepped, x, nothing_or_nan(x));
             store(delta + i, d, lanes, false);
             store(adv + i, result(x, d), lanes, stream);
         });
@@ -135,7 +147,7 @@ int64_t pgd_row(const PgdStep& a, const Row& row, const Stepper<D, G> s, const X
             const F x = original_value(original + i, lanes, range, kept + (i - begin));
             const F stepped = s.template at<kSign, kMasked>(i, lanes, finite);
             const F nothing = kBytes ? F(0.0f) : nothing_or_nan(x);
-            store(delta + i, project(stepped, x, nothing, bound, scale, range), lanes, false);
+            store(delta + i, projected(stepped, x, nothing), lanes, false);
         });
         store_lanes(adv, begin, end, stream, [=](int64_t i, auto lanes) {
             const F x = value_again(original + i, kept + (i - begin), lanes);
@@ -163,7 +175,7 @@ int64_t pgd_step_rows(const PgdStep& a, const Plan& plan, int64_t image, int64_t
 
         const float* gradient = read(a.gradient, row, buffers[0]);
         const float* mask = a.mask.data == nullptr ? nullptr : read(a.mask, row, buffers[1]);
-        const Stepper<D, float> s{delta, gradient, mask, F(a.size[image])};
+        const Stepper<D, float> s{delta, gradient, mask, a.size[image]};
         const float* original = read(a.original, row, original_buffer);
         if (a.original.type == DType::uint8) {
             float* values = original_buffer.data;
@@ -199,7 +211,7 @@ int64_t pgd_step_direct(const PgdStep& a, const Plan& plan, int64_t image, int64
     const G* gradient = reinterpret_cast<const G*>(locate(a.gradient, row).data);
     const X* original = reinterpret_cast<const X*>(locate(a.original, row).data);
     Adv* adv = reinterpret_cast<Adv*>(locate(a.adversarial, row).data);
-    const Stepper<D, G> s{delta, gradient, nullptr, F(a.size[image])};
+    const Stepper<D, G> s{delta, gradient, nullptr, a.size[image]};
     return lanes_in(row) - pgd_row<true, false, false, false>(a, row, s, original, delta, adv,
                                                               a.stream && aligned(adv));
 }

@@ -106,6 +106,9 @@ UDP_HD U lookup8(const uint32_t (&table)[8], const U& index) {
 }
 
 // How many lanes were true so far; fewer than 2^31 a lane.
+// Whether a 16-bit gradient's signs are found before it is widened: simd_avx2.h.
+constexpr bool kSignsOf16Bits = false;
+
 struct Count {
     uint32_t v[16] = {};
     void add(const M& m) { UDP_LANES v[i] -= m.v[i]; }

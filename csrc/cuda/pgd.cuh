@@ -136,7 +136,7 @@ struct StepBody {
         for (int k = 0; k < N; ++k) {
             skipped += is_finite(g[k]) ? 0 : 1;  // those that do not exist are 0
             const float nothing = kBytes ? 0.0f : nothing_or_nan(x[k]);
-            d[k] = project(d[k], x[k], nothing, step.bound, step.scale, range);
+            d[k] = project(within(d[k], step.bound) * step.scale, x[k], nothing, range);
         }
         round_as_stored(delta, d);
         store(delta, at, d);

@@ -18,6 +18,8 @@ UDP_HD auto is_finite(F a) {
     return abs(a) <= F(kLargest);  // false for a NaN
 }
 
+// Onto the linf ball; for the l2 ball, whose delta is scaled instead by min(1, eps / |delta|), the
+// bound is the largest float: an infinity would become a NaN.
 template <class F>
 UDP_HD F within(F a, F bound) {
     return at_most(at_least(a, F(0.0f) - bound), bound);
@@ -67,14 +69,12 @@ UDP_HD F nothing_or_nan(F x) {
     return x - x;
 }
 
-// Onto the linf ball (bound = eps, scale = 1) or the l2 ball (scale = min(1, eps / |delta|) and the
-// largest float for a bound: an infinity would become a NaN), then to where lo <= x + delta <= hi.
-// nothing: 0, or nothing_or_nan(x) for an x that may be any float. With it no zero is negative, and
-// so no processor's order of zeros shows in the result.
+// Of a delta on its ball, to where lo <= x + delta <= hi. nothing: 0, or nothing_or_nan(x) for an x
+// that may be any float. With it no zero is negative, and so no processor's order of zeros shows in
+// the result.
 template <class F>
-UDP_HD F project(F delta, F x, F nothing, F bound, F scale, const Range& range) {
-    const F d = at_least(within(delta, bound) * scale + nothing, F(range.lo) - x);
-    return at_most(d, F(range.hi) - x);
+UDP_HD F project(F delta, F x, F nothing, const Range& range) {
+    return at_most(at_least(delta + nothing, F(range.lo) - x), F(range.hi) - x);
 }
 
 // x + delta, mapped to what the model reads, which may be x's own range. Not an fma: the product's
