@@ -20,8 +20,9 @@ import torch
 import udp_fast
 from udp_fast import _native
 
-from .measure import COPY, OURS, Result, measure
+from .measure import COPY, OURS, Result
 from .ops import cases
+from .turns import Players
 from .unet import carried_over
 
 
@@ -74,16 +75,17 @@ def markdown(results: list[Result], about: dict[str, Any]) -> str:
 
 Written by `make bench` (`python -m benchmarks --write docs/performance.md`). {facts}.
 
-Every figure is a median. Providers take turns within one run, a call to settle and a few timed ones
-each, and a ratio is the median of the ratios within a round of turns, so that what disturbs the
-machine disturbs all of them. "Of copy's speed": how fast this machine copies as many bytes as the op
-has to read and write, over the op's time; 100 % is the limit of the memory for an op that only
-streams. Calls go through `udp_fast.ops`, checks and, for the loss, autograd included.
+Every figure is a median. Each provider has a process of its own, as it would be in a program that uses
+it. They take turns within one run, a call to settle and a few timed ones each, and a ratio is the median
+of the ratios within a round of turns, so that what disturbs the machine disturbs all of them. "Of copy's
+speed": how fast this machine copies as many bytes as the op has to read and write, over the op's time;
+100 % is the limit of the memory for an op that only streams. Calls go through `udp_fast.ops`, checks and,
+for the loss, autograd included.
 
 A large result is made of memory that the process still holds or of pages that the system has yet to
 find, and a fault for each page can take longer than the op. glibc decides anew at each call, and eager,
-with more of such tensors, pays more often. So ratios to eager scatter between runs where results are
-large; with `MALLOC_TRIM_THRESHOLD_` and `MALLOC_MMAP_THRESHOLD_` set to a few GB nobody pays.
+with more of such tensors, pays more often; with `MALLOC_TRIM_THRESHOLD_` and `MALLOC_MMAP_THRESHOLD_` set
+to a few GB nobody pays.
 
 What the others are: *eager* does the same job in torch, in place where it can; *compile* is
 torch.compile of it; *unguarded* is the step without the check for gradients that are not finite, and
@@ -110,16 +112,17 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="a case, about (default 4)")
     options = parser.parse_args()
     results = []
-    for case in cases():
-        if options.only not in case.title:
-            continue
-        results.append(measure(case, options.seconds))
-        cells = row(results[-1])
-        print(f"{case.title}\n    {cells[3]} ms, {cells[5]} of copy's speed")
-        for cell in (cells[4], cells[6]):
-            if cell:
-                print("    " + cell.replace("<br>", ", "))
-        sys.stdout.flush()
+    with Players() as players:
+        for place, case in enumerate(cases()):
+            if options.only not in case.title:
+                continue
+            results.append(players.measure(place, case, options.seconds))
+            cells = row(results[-1])
+            print(f"{case.title}\n    {cells[3]} ms, {cells[5]} of copy's speed")
+            for cell in (cells[4], cells[6]):
+                if cell:
+                    print("    " + cell.replace("<br>", ", "))
+            sys.stdout.flush()
     if options.write is not None:
         document = markdown(results, machine())
         if options.write.exists():  # what `python -m benchmarks.unet` wrote stays

@@ -1,4 +1,4 @@
-"""Times several ways of doing one job in turn, so that what disturbs one disturbs all.
+"""What is timed: several ways of doing one job, and how their times are put together.
 
 In each round every provider has a turn: one call that is not timed, which leaves the allocator and
 the caches as the provider itself leaves them, then `CALLS` timed ones, of which the median counts. A
@@ -115,16 +115,3 @@ def turn(call: Callable[[], object]) -> float:
         call()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
-
-
-def measure(case: Case, seconds: float = 4.0) -> Result:
-    """Rounds over all providers of ``case`` for about so long, at least ten."""
-    providers = {**case.providers, COPY: copier(case.bytes_moved)}
-    for call in providers.values():
-        turn(call)  # compilation and first touches
-    result = Result(case, {name: [] for name in providers})
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(result.seconds[OURS]) < 10:
-        for name, call in providers.items():
-            result.seconds[name].append(turn(call))
-    return result

@@ -1,0 +1,81 @@
+"""Each provider of a case in a process of its own, as it would be in a program that uses it.
+
+Within one process providers decide about each other's memory: whether a large result finds a block that
+glibc still holds, or 6144 pages that the system has yet to find, depends on what another one freed
+before. So every provider has its own process for all cases, and they take turns.
+"""
+
+from __future__ import annotations
+
+import time
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+from .measure import COPY, OURS, Case, Result, copier, turn
+
+#: Seconds between two turns: threads of the last one's process wait for work by spinning, for a while.
+PAUSE = 0.01
+
+
+def _play(connection: Connection, provider: str) -> None:
+    """Answers each place of a case with the seconds of a turn, until there is None."""
+    from .ops import cases
+
+    stock = enumerate(cases())
+    at, call = -1, None
+    while (wanted := connection.recv()) is not None:
+        while at < wanted:
+            call = None  # its tensors are not needed any more
+            at, case = next(stock)
+            if at == wanted:
+                call = copier(case.bytes_moved) if provider == COPY else case.providers[provider]
+                turn(call)  # compilation and first touches
+        assert call is not None
+        connection.send(turn(call))
+
+
+class Players:
+    """The processes, begun when they are first needed."""
+
+    def __init__(self) -> None:
+        self._context = get_context("spawn")
+        self._players: dict[str, tuple[BaseProcess, Connection]] = {}
+
+    def __enter__(self) -> Players:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process, connection in self._players.values():
+            if process.is_alive():
+                connection.send(None)
+                process.join()
+
+    def _connection(self, provider: str) -> Connection:
+        if provider not in self._players:
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(target=_play, args=(theirs, provider), daemon=True)
+            process.start()
+            theirs.close()  # so that the end of the process is the end of the pipe
+            self._players[provider] = process, ours
+        return self._players[provider][1]
+
+    def measure(self, place: int, case: Case, seconds: float) -> Result:
+        """Rounds over all providers of the case at `place` for about so long, at least ten."""
+        providers = [*case.providers, COPY]
+
+        def seconds_of(provider: str) -> float:
+            connection = self._connection(provider)
+            connection.send(place)
+            answer: float = connection.recv()
+            time.sleep(PAUSE)
+            return answer
+
+        for provider in providers:
+            seconds_of(provider)
+        result = Result(case, {provider: [] for provider in providers})
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or len(result.seconds[OURS]) < 10:
+            for provider in providers:
+                result.seconds[provider].append(seconds_of(provider))
+        return result
