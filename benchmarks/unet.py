@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import udp_fast
 from udp_fast.backends import dispatch
+from udp_fast.backends.registry import Backend
 
 #: Stable Diffusion 1.5's UNet. attention_head_dim is the number of heads, as diffusers has it here.
 SD15 = {
@@ -169,21 +170,22 @@ def peak_memory(step: Callable[[], object]) -> int:
 def count(step: Callable[[], object]) -> tuple[int, int]:
     """FLOPs of the matrix products and convolutions as they are carried out, and kernels."""
     native: list[tuple[str, int]] = []
-    call = dispatch.call
+    select = dispatch.select
 
-    def counted(op: str, *args: Any) -> Any:
-        if dispatch.select(op, args).name == "cpu":
+    def counted(op: str, args: tuple[Any, ...]) -> Backend:
+        chosen = select(op, args)
+        if chosen.name == "cpu":
             native.append((op, _native_flops(op, args)))
-        return call(op, *args)
+        return chosen
 
     kernels = Kernels()
     flops = FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
-    dispatch.call = counted
+    dispatch.select = counted
     try:
         with flops, kernels:
             step()
     finally:
-        dispatch.call = call
+        dispatch.select = select
     return (
         flops.get_total_flops() + sum(n for _, n in native),
         sum(kernels.calls.values()) + len(native),

@@ -123,6 +123,10 @@ def willing(op: str, args: tuple[Any, ...]) -> Backend | None:
     return left
 
 
+def _choice(op: str, args: tuple[Any, ...], pinned: str | None) -> Backend | None:
+    return willing(op, args) if pinned is None else _if_able(backend(pinned), op, args)
+
+
 def select(op: str, args: tuple[Any, ...]) -> Backend:
     """The backend for this call.
 
@@ -132,7 +136,7 @@ def select(op: str, args: tuple[Any, ...]) -> Backend:
         ValueError: one of the variables holds a value that means nothing.
     """
     pinned = _pinned()
-    chosen = willing(op, args) if pinned is None else _if_able(backend(pinned), op, args)
+    chosen = _choice(op, args, pinned)
     if chosen is None:
         headline = (
             "no backend can serve this call"
@@ -145,12 +149,24 @@ def select(op: str, args: tuple[Any, ...]) -> Backend:
         raise BackendError(
             refusal(op, args, "UDP_FAST_STRICT=1 forbids falling back to the reference")
         )
-    if _flag("UDP_FAST_LOG_DISPATCH"):
-        _log(op, chosen.name, args)
+    _log(op, chosen.name, args)
     return chosen
 
 
+def takes_as_well(chosen: Backend, op: str, args: tuple[Any, ...]) -> bool:
+    """Whether the backend that `select` gave one call would get this one, too, which follows it.
+
+    If so, that is the choice for this one, and is logged as such.
+    """
+    if _choice(op, args, _pinned()) is not chosen:
+        return False
+    _log(op, chosen.name, args)
+    return True
+
+
 def _log(op: str, name: str, args: tuple[Any, ...]) -> None:
+    if not _flag("UDP_FAST_LOG_DISPATCH"):
+        return
     if not logger.hasHandlers():
         logger.addHandler(logging.StreamHandler())
     logger.setLevel(logging.INFO)
@@ -171,7 +187,7 @@ _intercepting: ContextVar[bool] = ContextVar("udp_fast_intercepting", default=Fa
 
 @contextmanager
 def intercept() -> Iterator[None]:
-    """Within it `call` raises `Intercepted` instead of running, for `explain`."""
+    """Within it `taker` raises `Intercepted`, so that nothing runs, for `explain`."""
     token = _intercepting.set(True)
     try:
         yield
@@ -179,8 +195,13 @@ def intercept() -> Iterator[None]:
         _intercepting.reset(token)
 
 
-def call(op: str, *args: Any) -> Any:
-    """Runs ``op`` on the backend that `select` picks."""
+def taker(op: str, args: tuple[Any, ...]) -> Backend:
+    """The backend that `select` picks for a call that is about to run."""
     if _intercepting.get():
         raise Intercepted(op, args)
-    return select(op, args).ops[op](*args)
+    return select(op, args)
+
+
+def call(op: str, *args: Any) -> Any:
+    """Runs ``op`` on the backend that `select` picks."""
+    return taker(op, args).ops[op](*args)

@@ -28,6 +28,8 @@ def gradients(
 
 
 def in_strides_of(x: Tensor, value: Tensor) -> Tensor:
-    """``value`` in x's order of strides: itself, if it has it."""
+    """``value``, dense, in x's order of strides: itself, if it has it."""
+    if value.stride() == x.stride():
+        return value
     result = torch.empty_like(x)
     return value if value.stride() == result.stride() else result.copy_(value)

@@ -6,7 +6,6 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
 from typing import Any
 
 #: Tried in this order; `reference` defines every op and takes every call the others decline.
@@ -52,8 +51,13 @@ def one_by_one(args: tuple[Any, ...]) -> Iterable[Any]:
     """An op's arguments, and in place of a list what is in it."""
     if {list, tuple}.isdisjoint(map(type, args)):  # nearly every call: as cheap as it gets
         return args
-    pieces = (value if isinstance(value, (list, tuple)) else (value,) for value in args)
-    return chain.from_iterable(pieces)
+    pieces: list[Any] = []
+    for value in args:
+        if isinstance(value, (list, tuple)):
+            pieces.extend(value)
+        else:
+            pieces.append(value)
+    return pieces
 
 
 @cache

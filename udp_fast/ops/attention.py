@@ -24,10 +24,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends import dispatch
-from ..backends.outputs import gradients, needs_no_statistics
+from ..backends.outputs import gradients, in_strides_of, needs_no_statistics
+from ..backends.registry import Backend
 from . import validation as check
 
 Needs = tuple[bool, bool, bool]
@@ -120,12 +122,45 @@ class _Eager(torch.autograd.Function):
     # In one function: for a setup_context of its own torch inspects forward's signature at each call,
     # which takes longer than a small latent's attention.
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
-        output = _attention(*args)
-        _setup_context(ctx, args, output)
-        return output
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        *args, kernel = inputs
+        out, lse = kernel(*args)
+        _setup_context(ctx, tuple(args), (out, lse))
+        return out, lse
 
-    backward = staticmethod(_backward)
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        return *_backward(ctx, *grads), None
+
+
+def _is_left_to_torch(chosen: Backend, args: tuple[Any, ...], wanted: Sequence[bool]) -> bool:
+    """Whether torch's kernels take the forward and the backward that would follow it, so that torch
+    may differentiate its function itself: our way there and back takes as long as a small attention.
+
+    Not on a GPU, nor with a bias, nor under autocast: the function may then take other kernels, and
+    other dtypes.
+    """
+    q, _, _, bias, _, _ = args
+    if chosen.name != "sdpa" or bias is not None or not q.is_cpu:
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return False
+    return not any(wanted) or dispatch.takes_as_well(
+        chosen, "attention_backward", backward_arguments(args, wanted)
+    )
+
+
+def _eager(args: tuple[Any, ...], wanted: Sequence[bool]) -> Tensor:
+    """The op without torch.library's dispatch."""
+    chosen = dispatch.taker("attention", args)
+    if _is_left_to_torch(chosen, args, wanted):
+        q, k, v, _, scale, _ = args
+        return in_strides_of(q, F.scaled_dot_product_attention(q, k, v, scale=scale))
+    kernel: Any = chosen.ops["attention"]
+    apply: Any = _Eager.apply
+    out, _ = apply(*args, kernel) if any(wanted) else kernel(*args)
+    assert isinstance(out, Tensor)
+    return out
 
 
 def _check_tensors(q: Any, k: Any, v: Any) -> None:
@@ -133,10 +168,10 @@ def _check_tensors(q: Any, k: Any, v: Any) -> None:
     check.check_tensor(op, "q", q, check.FLOATS)
     if q.dim() != 4:
         raise ValueError(f"{op}: q: got shape {list(q.shape)}, expected [B, H, N, D]")
+    b, h, _, d = q.shape
     for name, x in (("k", k), ("v", v)):
         check.check_tensor(op, name, x, (q.dtype,))
-        if x.dim() != 4 or (*x.shape[:2], x.shape[3]) != (*q.shape[:2], q.shape[3]):
-            b, h, _, d = q.shape
+        if x.dim() != 4 or x.shape != (b, h, x.shape[2], d):
             raise ValueError(
                 f"{op}: {name}: got shape {list(x.shape)}, expected [{b}, {h}, M, {d}] beside q"
             )
@@ -145,7 +180,7 @@ def _check_tensors(q: Any, k: Any, v: Any) -> None:
     if v.shape != k.shape:
         raise ValueError(f"{op}: v: got shape {list(v.shape)}, expected k's, {list(k.shape)}")
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.shape[3] > 1 and x.stride(3) != 1:
+        if d > 1 and x.stride(3) != 1:
             raise ValueError(
                 f"{op}: {name}: got stride {x.stride(3)} in the last dimension, expected 1 (the"
                 " numbers of one head side by side; call .contiguous() first)"
@@ -213,8 +248,8 @@ def attention(
             a query attends to a key. Padded keys are a [B, 1, 1, M] bias of 0 and -inf. It gets no
             gradient.
         needs: which of dq, dk, dv may be asked for; a tensor whose entry is False is treated as
-            detached. Default: what ``requires_grad`` says. With dq alone and at most 128 keys the
-            backward saves nothing but q, k and v.
+            detached. Default: what ``requires_grad`` says. With dq alone and at most 128 keys nothing
+            is saved but q, k and v, unless torch differentiates its own function (a small call).
 
     A query whose keys are all masked gives 0 and zero gradients, as do all queries where M is 0. A NaN
     stays in its row. Differentiable once.
@@ -222,7 +257,7 @@ def attention(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, strides, device or value,
             or a bias that requires a gradient.
-        NotImplementedError: a second derivative was asked for.
+        RuntimeError: a second derivative was asked for: NotImplementedError, or torch's own error.
     """
     _check_tensors(q, k, v)
     if scale is None:
@@ -237,21 +272,17 @@ def attention(
         q, k, v = (x if needed else x.detach() for x, needed in zip((q, k, v), needs, strict=True))
     wanted = [torch.is_grad_enabled() and x.requires_grad for x in (q, k, v)]
     need_lse = any(wanted) and not needs_no_statistics(wanted, k.shape[2])
-    attend: Any
-    if not check.is_eager(q, k, v, bias):
-        attend = torch.ops.udp_fast.attention
-    else:
-        attend = _Eager.apply if any(wanted) else _attention
-    out, _ = attend(q, k, v, bias, float(scale), need_lse)
+    args = (q, k, v, bias, float(scale), need_lse)
+    if check.is_eager(q, k, v, bias):
+        return _eager(args, wanted)
+    out, _ = torch.ops.udp_fast.attention(*args)
     assert isinstance(out, Tensor)
     return out
 
 
 def backward_arguments(forward: tuple[Any, ...], needs: Sequence[bool]) -> tuple[Any, ...]:
-    """What ``attention_backward`` would be called with after ``attention(*forward)``, for `explain`:
-    tensors of the right dtypes, shapes and devices that hold no result."""
+    """What ``attention_backward`` would be called with after ``attention(*forward)``, to ask who takes
+    it: q stands for the gradient and, where they are kept, for out and lse."""
     q, k, v, bias, scale, _ = forward
-    out, lse = None, None
-    if not needs_no_statistics(needs, k.shape[2]):
-        out, lse = _fake(q, k, v, bias, scale, True)
-    return q, q, k, v, bias, out, lse, scale, list(needs)
+    kept = None if needs_no_statistics(needs, k.shape[2]) else q
+    return q, q, k, v, bias, kept, kept, scale, list(needs)

@@ -154,6 +154,9 @@ def check_timestep_values(op: str, t: Tensor | None, table: Tensor | None) -> No
         )
 
 
+_ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
+
+
 def is_plain(*tensors: Tensor | None) -> bool:
     """True when an op may call its backend directly: eager, ordinary tensors, no autograd wanted.
 
@@ -165,9 +168,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 def is_eager(*tensors: Tensor | None) -> bool:
     """True outside torch.compile for ordinary tensors: no fake, no subclass to dispatch on."""
-    return not torch.compiler.is_compiling() and all(
-        t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors
-    )
+    return not torch.compiler.is_compiling() and _ORDINARY.issuperset(map(type, tensors))
 
 
 def wants_grad(*tensors: Tensor | None) -> bool:

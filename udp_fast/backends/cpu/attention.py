@@ -20,7 +20,8 @@ Bias = tuple[int, int, int, int, int]
 def _heads(x: Tensor | None) -> Heads | None:
     if x is None or x.numel() == 0:
         return None
-    return x.data_ptr(), DTYPES[x.dtype], x.stride(0), x.stride(1), x.stride(2)
+    image, head, row, _ = x.stride()
+    return x.data_ptr(), DTYPES[x.dtype], image, head, row
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -18,10 +18,12 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
-    tensors = [a for a in args if isinstance(a, Tensor)]
-    for tensor in tensors:
-        if tensor.device != tensors[0].device or tensor.device.type not in ("cpu", "cuda"):
-            return [f"a tensor is on {tensor.device}; all on the CPU or on one GPU are served"]
+    device = args[0].device
+    for value in args:
+        if isinstance(value, Tensor) and (
+            value.device != device or not (value.is_cpu or value.is_cuda)
+        ):
+            return [f"a tensor is on {value.device}; all on the CPU or on one GPU are served"]
     q, k, _, bias = args[:4] if op == "attention" else args[1:5]
     if q.dtype not in _DTYPES:
         return [f"{q.dtype} is not served, only float32, bfloat16 and float16"]
