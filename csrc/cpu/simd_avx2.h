@@ -158,12 +158,13 @@ UDP_HD F load16(const BFloat16* p) {
 constexpr bool kSignsOf16Bits = true;
 UDP_HD F finite_sign16(__m256i g, int infinity, Count& finite) {
     const __m256i size = _mm256_and_si256(g, _mm256_set1_epi16(0x7fff));
-    const __m256i ends = _mm256_cmpgt_epi16(_mm256_set1_epi16(static_cast<short>(infinity)), size);
-    finite.add(ends);
-    const __m256i sign = _mm256_andnot_si256(_mm256_set1_epi16(0x7fff), g);
+    const __m256i is_finite =
+        _mm256_cmpgt_epi16(_mm256_set1_epi16(static_cast<short>(infinity)), size);
+    finite.add(is_finite);
+    const __m256i sign = _mm256_xor_si256(g, size);
     const __m256i one = _mm256_or_si256(sign, _mm256_set1_epi16(0x3f80));  // a bfloat16
     // sign_epi16 leaves what belongs to a size above 0, and 0 of what belongs to 0.
-    const __m256i w = _mm256_and_si256(_mm256_sign_epi16(one, size), ends);
+    const __m256i w = _mm256_and_si256(_mm256_sign_epi16(one, size), is_finite);
     return from_bfloat16_bits<F, U>(U(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(w)),
                                       _mm256_cvtepu16_epi32(_mm256_extracti128_si256(w, 1))));
 }
