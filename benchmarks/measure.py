@@ -1,8 +1,8 @@
 """What is timed: several ways of doing one job, and how their times are put together.
 
-In each round every provider has a turn: one call that is not timed, which leaves the allocator and
-the caches as the provider itself leaves them, then `CALLS` timed ones, of which the median counts. A
-ratio is the median over the rounds of the ratio within a round; absolute times are medians too.
+In each round every provider has a turn: a call that is not timed, or as many as fit into `SETTLE`, which
+leave the allocator, the caches and the threads as the provider itself leaves them, then timed ones, at
+least `CALLS` and for as long as `LASTS`, of which the median counts. A ratio is the median over the rounds of the ratio within a round; absolute times are medians too.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from torch import Tensor
 OURS = "udp_fast"
 COPY = "copy"
 
-#: Timed calls in a turn.
+#: Timed calls in a turn, at least.
 CALLS = 3
+#: Seconds of a turn before and during its timed calls, at least.
+SETTLE, LASTS = 0.002, 0.005
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,14 @@ def named(form: str, dtype: torch.dtype) -> str:
 
 def turn(call: Callable[[], object]) -> float:
     """The median seconds of one turn's calls."""
+    times: list[float] = []
+    begin = time.perf_counter()
     call()
-    times = []
-    for _ in range(CALLS):
+    settled = time.perf_counter()
+    while settled - begin < SETTLE:
+        call()
+        settled = time.perf_counter()
+    while len(times) < CALLS or time.perf_counter() - settled < LASTS:
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)

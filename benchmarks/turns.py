@@ -12,6 +12,8 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+import torch
+
 from .measure import COPY, OURS, Case, Result, copier, turn
 
 #: Seconds between two turns: threads of the last one's process wait for work by spinning, for a while.
@@ -27,6 +29,7 @@ def _play(connection: Connection, provider: str) -> None:
     while (wanted := connection.recv()) is not None:
         while at < wanted:
             call = None  # its tensors are not needed any more
+            torch.compiler.reset()  # nor is what was compiled, of which a function has only so much
             at, case = next(stock)
             if at == wanted:
                 call = copier(case.bytes_moved) if provider == COPY else case.providers[provider]
