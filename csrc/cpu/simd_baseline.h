@@ -76,7 +76,9 @@ UDP_HD U operator>>(const U& a, int n) {
     UDP_LANES r.v[i] = a.v[i] >> n;
     return r;
 }
-UDP_HD F fma(const F& a, const F& b, const F& c) {
+// Sixteen calls of the C library. Inlined at each place they would be most of what there is to
+// compile, and no faster.
+UDP_NOINLINE F fma(const F& a, const F& b, const F& c) {
     F r;
     UDP_LANES r.v[i] = udp::fma(a.v[i], b.v[i], c.v[i]);
     return r;
@@ -105,10 +107,10 @@ UDP_HD U lookup8(const uint32_t (&table)[8], const U& index) {
     return r;
 }
 
-// How many lanes were true so far; fewer than 2^31 a lane.
 // Whether a 16-bit gradient's signs are found before it is widened: simd_avx2.h.
 constexpr bool kSignsOf16Bits = false;
 
+// How many lanes were true so far; fewer than 2^31 a lane.
 struct Count {
     uint32_t v[16] = {};
     void add(const M& m) { UDP_LANES v[i] -= m.v[i]; }
