@@ -29,7 +29,8 @@ def _play(connection: Connection, provider: str) -> None:
     while (wanted := connection.recv()) is not None:
         while at < wanted:
             call = None  # its tensors are not needed any more
-            torch.compiler.reset()  # nor is what was compiled, of which a function has only so much
+            if provider == "compile":  # nor what was, of which a function may have only so much
+                torch.compiler.reset()
             at, case = next(stock)
             if at == wanted:
                 call = copier(case.bytes_moved) if provider == COPY else case.providers[provider]
