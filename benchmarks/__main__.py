@@ -84,8 +84,9 @@ for the loss, autograd included.
 
 A large result is made of memory that the process still holds or of pages that the system has yet to
 find, and a fault for each page can take longer than the op. glibc decides anew at each call, and eager,
-with more of such tensors, pays more often; with `MALLOC_TRIM_THRESHOLD_` and `MALLOC_MMAP_THRESHOLD_` set
-to a few GB nobody pays.
+with more of such tensors, pays more often. So ratios to eager scatter between runs where results are
+large, a process of its own or not; with `MALLOC_TRIM_THRESHOLD_` and `MALLOC_MMAP_THRESHOLD_` set to a few
+GB nobody pays.
 
 What the others are: *eager* does the same job in torch, in place where it can; *compile* is
 torch.compile of it; *unguarded* is the step without the check for gradients that are not finite, and

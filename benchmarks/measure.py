@@ -2,7 +2,8 @@
 
 In each round every provider has a turn: a call that is not timed, or as many as fit into `SETTLE`, which
 leave the allocator, the caches and the threads as the provider itself leaves them, then timed ones, at
-least `CALLS` and for as long as `LASTS`, of which the median counts. A ratio is the median over the rounds of the ratio within a round; absolute times are medians too.
+least `CALLS` and for as long as `LASTS`, of which the median counts. A ratio is the median over the rounds
+of the ratio within a round; absolute times are medians too.
 """
 
 from __future__ import annotations
