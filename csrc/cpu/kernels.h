@@ -201,9 +201,9 @@ int64_t pgd_step_rows(const PgdStep& a, const Plan& plan, int64_t image, int64_t
     return skipped;
 }
 
-// The usual call (a sign step under the linf norm, no mask, no other range) on operands of one
-// dense order, where a chunk is one row: everything is converted in registers.
-template <class D, class G, class X, class Adv>
+// The usual call (a sign step under the linf norm, no mask) on operands of one dense order, where a
+// chunk is one row: everything is converted in registers.
+template <bool kMaps, class D, class G, class X, class Adv>
 int64_t pgd_step_direct(const PgdStep& a, const Plan& plan, int64_t image, int64_t chunk) {
     const int64_t pixel = chunk * plan.chunk_pixels, rest = plan.shape.pixels - pixel;
     const Row row{image, 0, pixel, 1, rest < plan.chunk_pixels ? rest : plan.chunk_pixels, false};
@@ -212,30 +212,34 @@ int64_t pgd_step_direct(const PgdStep& a, const Plan& plan, int64_t image, int64
     const X* original = reinterpret_cast<const X*>(locate(a.original, row).data);
     Adv* adv = reinterpret_cast<Adv*>(locate(a.adversarial, row).data);
     const Stepper<D, G> s{delta, gradient, nullptr, a.size[image]};
-    return lanes_in(row) - pgd_row<true, false, false, false>(a, row, s, original, delta, adv,
+    return lanes_in(row) - pgd_row<true, false, kMaps, false>(a, row, s, original, delta, adv,
                                                               a.stream && aligned(adv));
 }
 
 using PgdKernel = int64_t (*)(const PgdStep&, const Plan&, int64_t, int64_t);
 
+template <class D, class G>
+PgdKernel direct(const PgdStep& a) {
+    return a.maps_range ? pgd_step_direct<true, D, G, uint8_t, G>
+                        : pgd_step_direct<false, D, G, uint8_t, G>;
+}
+
 // Directly for the types of a run in 16 bits: a byte original, gradient and result of one 16-bit
-// type.
+// type. Not where a vector of them is converted number by number.
+template <bool kConverts>
 PgdKernel pgd_kernel(const PgdStep& a, const Plan& plan) {
     const DType delta = a.delta.type, gradient = a.gradient.type;
-    const bool usual = a.sign && a.linf && a.mask.data == nullptr && !a.maps_range;
-    if (plan.single_run && usual && a.original.type == DType::uint8 &&
-        a.adversarial.type == gradient) {
-        if (gradient == DType::bfloat16 && delta == DType::float16) {
-            return pgd_step_direct<Float16, BFloat16, uint8_t, BFloat16>;
+    if constexpr (kConverts) {
+        const bool usual = plan.single_run && a.sign && a.linf && a.mask.data == nullptr &&
+                           a.original.type == DType::uint8 && a.adversarial.type == gradient;
+        const bool half = delta == DType::float16, wide = delta == DType::float32;
+        if (usual && gradient == DType::bfloat16) {
+            if (half) return direct<Float16, BFloat16>(a);
+            if (wide) return direct<float, BFloat16>(a);
         }
-        if (gradient == DType::bfloat16 && delta == DType::float32) {
-            return pgd_step_direct<float, BFloat16, uint8_t, BFloat16>;
-        }
-        if (gradient == DType::float16 && delta == DType::float16) {
-            return pgd_step_direct<Float16, Float16, uint8_t, Float16>;
-        }
-        if (gradient == DType::float16 && delta == DType::float32) {
-            return pgd_step_direct<float, Float16, uint8_t, Float16>;
+        if (usual && gradient == DType::float16) {
+            if (half) return direct<Float16, Float16>(a);
+            if (wide) return direct<float, Float16>(a);
         }
     }
     if (delta == DType::float16) return pgd_step_rows<Float16>;
@@ -244,7 +248,7 @@ PgdKernel pgd_kernel(const PgdStep& a, const Plan& plan) {
 }
 
 int64_t pgd_step(const PgdStep& a, const Plan& plan, int64_t image, int64_t chunk) {
-    const int64_t skipped = pgd_kernel(a, plan)(a, plan, image, chunk);
+    const int64_t skipped = pgd_kernel<kConvertsVectors>(a, plan)(a, plan, image, chunk);
     stream_fence();
     return skipped;
 }

@@ -153,6 +153,8 @@ UDP_HD F load16(const BFloat16* p) {
     const U words(_mm256_cvtepu16_epi32(load_128(p)), _mm256_cvtepu16_epi32(load_128(p + 8)));
     return from_bfloat16_bits<F, U>(words);
 }
+constexpr bool kConvertsVectors = true;
+
 // finite_sign of sixteen gradient elements, and how many are finite, found while they have 16 bits,
 // in half of the instructions.
 constexpr bool kSignsOf16Bits = true;
@@ -165,8 +167,9 @@ UDP_HD F finite_sign16(__m256i g, int infinity, Count& finite) {
     const __m256i one = _mm256_or_si256(sign, _mm256_set1_epi16(0x3f80));  // a bfloat16
     // sign_epi16 leaves what belongs to a size above 0, and 0 of what belongs to 0.
     const __m256i w = _mm256_and_si256(_mm256_sign_epi16(one, size), is_finite);
-    return from_bfloat16_bits<F, U>(U(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(w)),
-                                      _mm256_cvtepu16_epi32(_mm256_extracti128_si256(w, 1))));
+    // As the upper halves of words. unpack works on each half of a register apart.
+    const __m256i ordered = _mm256_permute4x64_epi64(w, 0xd8), zero = _mm256_setzero_si256();
+    return as_float(U(_mm256_unpacklo_epi16(zero, ordered), _mm256_unpackhi_epi16(zero, ordered)));
 }
 UDP_HD F finite_sign16(const Float16* p, Count& finite) {
     return finite_sign16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), 0x7c00, finite);
@@ -174,8 +177,13 @@ UDP_HD F finite_sign16(const Float16* p, Count& finite) {
 UDP_HD F finite_sign16(const BFloat16* p, Count& finite) {
     return finite_sign16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), 0x7f80, finite);
 }
+// Two shuffles of bytes (an index of 0x80 or more gives zero): half of what two vpmovzxbd take.
 UDP_HD F load16(const uint8_t* p) {
-    return to_float(U(_mm256_cvtepu8_epi32(load_64(p)), _mm256_cvtepu8_epi32(load_64(p + 8))));
+    const __m256i bytes = _mm256_broadcastsi128_si256(load_128(p));
+    const __m256i words = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i lower = _mm256_or_si256(words, _mm256_set1_epi32(static_cast<int>(0x80808000u)));
+    const __m256i upper = _mm256_or_si256(lower, _mm256_set1_epi32(8));
+    return to_float(U(_mm256_shuffle_epi8(bytes, lower), _mm256_shuffle_epi8(bytes, upper)));
 }
 
 // 32-bit words below 2^16 to 16 bits, in order: packus works on each half of a register apart.

@@ -146,7 +146,7 @@ UDP_HD F finite_sign(F a) {
                                         as_uint(a).v, as_uint(F(1.0f)).v, 0xca));
 }
 
-// Whether a 16-bit gradient's signs are found before it is widened: simd_avx2.h.
+constexpr bool kConvertsVectors = true;
 constexpr bool kSignsOf16Bits = false;
 
 struct Count {

@@ -333,7 +333,8 @@ int main() {
                 for (const DType original : {DType::uint8, DType::float32}) {
                     Tensor x(original, cl);
                     for (const bool sign : {false, true}) {
-                        for (const bool plain : {false, true}) {
+                        for (const int form : {0, 1, 2}) {
+                            const bool plain = form > 0;
                             PgdStep a{};
                             a.gradient = gradient.operand();
                             a.original = x.operand();
@@ -344,7 +345,7 @@ int main() {
                             a.scale = plain ? one + 0 : one;
                             a.bound = bound;
                             a.range = {0.0f, 1.0f, 1.0f, -1.0f, 1.0f, 2.0f};
-                            a.maps_range = !plain;
+                            a.maps_range = form != 1;
                             // The direct kernel takes one run: give it operands of one layout.
                             Tensor flat_gradient(other, false), flat_x(original, false);
                             const bool flat = plain && sign && !cl;

@@ -79,11 +79,12 @@ def everything(dtype: torch.dtype, layout: torch.memory_format) -> list[torch.Te
     ops = BACKEND.ops
     results: list[torch.Tensor] = []
     for step, norm in (("sign", "linf"), ("l2", "linf"), ("raw", "l2")):
-        changed = delta.clone()
-        fixed = (alpha, eps, None, step, norm, True, 0.0, 1.0, 0.0, 1.0, dtype)
-        results += [*ops["pgd_step_"](changed, grad, x, *fixed), changed]
-        changed = delta.clone()
-        results += [*ops["pgd_step_"](changed, grad, original, *fixed), changed]
+        for out_range in ((0.0, 1.0), (-1.0, 1.0)):
+            fixed = (alpha, eps, None, step, norm, True, 0.0, 1.0, *out_range, dtype)
+            for start in (delta, delta.float()):
+                for image in (x, original):
+                    changed = start.clone()
+                    results += [*ops["pgd_step_"](changed, grad, image, *fixed), changed]
     results += ops["q_sample"](x, t, table, None, key, "diffusion", True, dtype)
     for kind in ("epsilon", "v_prediction", "flow"):
         args = (grad.nan_to_num(0, 1, -1), None, x, t, table, None, key, None, kind, True, 0.5)
