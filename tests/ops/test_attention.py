@@ -23,6 +23,7 @@ from udp_fast.backends.reference.attention import attention_backward as definiti
 from udp_fast.backends.registry import backend
 from udp_fast.ops import attention
 
+attention_module = importlib.import_module("udp_fast.ops.attention")
 INF = math.inf
 OPS = torch.ops.udp_fast
 #: Of the largest number of a result: sixteen roundings of float32, two of the others.
@@ -573,6 +574,47 @@ def test_only_the_pinned_backend_runs(attention_backend, monkeypatch, caplog):
         f"attention -> {attention_backend}",
         f"attention_backward -> {attention_backend}",
     ]
+
+
+@pytest.fixture
+def remembered(monkeypatch):
+    """What is left to torch from here on, with no variable set."""
+    for name in dispatch.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    calls = set()
+    monkeypatch.setattr(attention_module, "_left_to_torch", calls)
+    return calls
+
+
+@pytest.mark.usefixtures("remembered")
+def test_what_was_left_to_torch_once_is_chosen_anew_where_anything_differs(monkeypatch, caplog):
+    """A call like an earlier one goes straight to torch; what the checks and choices look at counts."""
+    q, k, v = operands(TINY)[:3]
+    first = attention(q, k, v)
+    with monkeypatch.context() as patch:
+        patch.setattr(attention_module, "_check_tensors", None)  # which is not called again
+        assert torch.equal(attention(q, k, v), first)
+    with pytest.raises(TypeError, match="v: got dtype"):
+        attention(q, k, v.double())
+    with pytest.raises(ValueError, match="v: got shape"):
+        attention(q, k, v[:, :, 1:])
+    with pytest.raises(TypeError, match="scale"):
+        attention(q, k, v, scale=True)
+    with pytest.raises(TypeError, match="q: got NoneType"):
+        attention(None, k, v)
+    assert explain("attention", q, k, v).chosen == "sdpa"  # and nothing runs
+    monkeypatch.setenv("UDP_FAST_BACKEND", "reference")
+    monkeypatch.setenv("UDP_FAST_LOG_DISPATCH", "1")
+    with caplog.at_level(logging.INFO, "udp_fast.dispatch"):
+        attention(q, k, v)
+    assert caplog.messages == ["attention -> reference (float32[2, 4, 8, 32] on cpu)"]
+
+
+def test_only_so_many_calls_are_remembered(remembered, monkeypatch):
+    monkeypatch.setattr(attention_module, "_MOST_REMEMBERED", 3)
+    for n in range(1, 6):
+        attention(*(torch.ones(1, 1, n, 8) for _ in range(3)))
+        assert len(remembered) == (n - 1) % 3 + 1
 
 
 def test_torchs_function_is_not_given_what_it_would_do_in_another_way():

@@ -16,12 +16,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 
 from . import preference
 from .registry import NAMES, Backend, backend, one_by_one, order
+
+VARIABLES = ("UDP_FAST_BACKEND", "UDP_FAST_STRICT", "UDP_FAST_LOG_DISPATCH")
 
 logger = logging.getLogger("udp_fast.dispatch")
 
@@ -43,15 +46,32 @@ class Candidate:
     remark: str = ""
 
 
+@cache
+def _encoded(name: str) -> Any:
+    return os.environ.encodekey(name)
+
+
+def _value(name: str) -> str:
+    """A variable's value, "" where it is not set.
+
+    To find that out `os.environ` raises two errors and catches them, which takes as long as checking
+    a tensor. The dictionary behind it, where there is one, knows at once.
+    """
+    variables = getattr(os.environ, "_data", None)
+    if variables is not None and _encoded(name) not in variables:
+        return ""
+    return os.environ.get(name, "")
+
+
 def _flag(name: str) -> bool:
-    value = os.environ.get(name, "")
+    value = _value(name)
     if value not in ("", "0", "1"):
         raise ValueError(f"{name}: got {value!r}, expected 0 or 1")
     return value == "1"
 
 
 def _pinned() -> str | None:
-    name = os.environ.get("UDP_FAST_BACKEND", "")
+    name = _value("UDP_FAST_BACKEND")
     if name in ("", "auto"):
         return None
     if name not in NAMES:
@@ -193,6 +213,12 @@ def intercept() -> Iterator[None]:
         yield
     finally:
         _intercepting.reset(token)
+
+
+def is_unsteered() -> bool:
+    """Whether a choice, made once, holds for a call that is like that one in all that a backend looks
+    at: no variable is set, and nobody wants to know."""
+    return not (_intercepting.get() or any(map(_value, VARIABLES)))
 
 
 def taker(op: str, args: tuple[Any, ...]) -> Backend:

@@ -150,12 +150,50 @@ def _is_left_to_torch(chosen: Backend, args: tuple[Any, ...], wanted: Sequence[b
     )
 
 
-def _eager(args: tuple[Any, ...], wanted: Sequence[bool]) -> Tensor:
+#: The calls that were checked and then left to torch. Such a call is small: checks and choices take a
+#: quarter as long, and are not made again for one that is like it in all they look at.
+_left_to_torch: set[tuple[Any, ...]] = set()
+_MOST_REMEMBERED = 1024
+
+
+def _likeness(q: Any, k: Any, v: Any, scale: Any) -> tuple[Any, ...] | None:
+    """All that they look at in a call without a bias; None where it cannot be remembered."""
+    if q is None or k is None or v is None or not check.is_eager(q, k, v):
+        return None
+    if not (q.is_cpu and k.is_cpu and v.is_cpu):
+        return None
+    if not (q.layout is k.layout is v.layout is torch.strided):
+        return None
+    if torch.is_autocast_enabled("cpu") or not (scale is None or type(scale) is float):
+        return None
+    return (
+        *(q.dtype, q.shape, q.stride(), k.dtype, k.shape, k.stride(), v.dtype, v.shape, v.stride()),
+        torch.is_grad_enabled() and (q.requires_grad, k.requires_grad, v.requires_grad),
+        scale,
+    )
+
+
+def _default_scale(q: Tensor) -> float:
+    scale: float = max(q.shape[3], 1) ** -0.5
+    return scale
+
+
+def _by_torch(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return in_strides_of(q, F.scaled_dot_product_attention(q, k, v, scale=scale))
+
+
+def _eager(
+    args: tuple[Any, ...], wanted: Sequence[bool], likeness: tuple[Any, ...] | None
+) -> Tensor:
     """The op without torch.library's dispatch."""
     chosen = dispatch.taker("attention", args)
     if _is_left_to_torch(chosen, args, wanted):
         q, k, v, _, scale, _ = args
-        return in_strides_of(q, F.scaled_dot_product_attention(q, k, v, scale=scale))
+        if likeness is not None and dispatch.is_unsteered():
+            if len(_left_to_torch) == _MOST_REMEMBERED:
+                _left_to_torch.clear()
+            _left_to_torch.add(likeness)
+        return _by_torch(q, k, v, scale)
     kernel: Any = chosen.ops["attention"]
     apply: Any = _Eager.apply
     out, _ = apply(*args, kernel) if any(wanted) else kernel(*args)
@@ -259,9 +297,12 @@ def attention(
             or a bias that requires a gradient.
         RuntimeError: a second derivative was asked for: NotImplementedError, or torch's own error.
     """
+    likeness = _likeness(q, k, v, scale) if bias is None and needs is None else None
+    if likeness in _left_to_torch and dispatch.is_unsteered():
+        return _by_torch(q, k, v, _default_scale(q) if scale is None else scale)
     _check_tensors(q, k, v)
     if scale is None:
-        scale = max(q.shape[3], 1) ** -0.5
+        scale = _default_scale(q)
     elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise TypeError(f"attention: scale: got {type(scale).__name__}, expected a number or None")
     elif not math.isfinite(scale):
@@ -274,7 +315,7 @@ def attention(
     need_lse = any(wanted) and not needs_no_statistics(wanted, k.shape[2])
     args = (q, k, v, bias, float(scale), need_lse)
     if check.is_eager(q, k, v, bias):
-        return _eager(args, wanted)
+        return _eager(args, wanted, likeness)
     out, _ = torch.ops.udp_fast.attention(*args)
     assert isinstance(out, Tensor)
     return out
