@@ -38,7 +38,7 @@ demo: $(VENV)/.app  ## install, protect the four photographs into demo/, with su
 	    --picture demo/before_after.png | tee demo/summary.txt
 
 test: $(VENV)/.test lint  ## install with [test], lint, check types, run the tests
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test  ## ruff, clang-format, mypy
 	$(BIN)/ruff check .

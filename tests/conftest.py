@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
+
+#: Begun first, so that no worker is left alone with one of them at the end; minutes each.
+LONGEST = (
+    "triton/test_interpreted.py",
+    "compat/test_compiled.py",
+    "cuda/test_cuda_build.py",
+    "cuda/test_cuda_attention.py",
+    "proof/test_counting.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files in that order, for `--dist loadfile --no-loadscope-reorder`."""
+    here = Path(__file__).parent
+    place = {here / name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(scope="session", autouse=True)
