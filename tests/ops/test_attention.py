@@ -639,6 +639,56 @@ def test_every_row_of_the_table_is_a_gain_and_is_reached():
         assert preference._measured(*key, head + 1) is None
 
 
+def test_a_compiled_call_does_not_depend_on_what_was_remembered(remembered):
+    """Of the memory torch.compile would keep a guard: each small call would compile anew."""
+    torch._dynamo.reset()
+    frames = []
+
+    def count(graph, inputs):
+        frames.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(lambda q, k, v: attention(q, k, v) * 1, backend=count, fullgraph=True)
+    q, k, v, _ = operands((1, 1, 8, 8, 16))
+    compiled(q, k, v)
+    for n in range(1, 20):
+        other, *_ = operands((1, 1, n, n, 16))
+        attention(other, other, other)
+        compiled(q, k, v)
+    assert len(frames) == 1
+
+
+@pytest.mark.parametrize("lowest", [-1e9, torch.finfo(F32).min])
+def test_padding_by_a_low_bias_in_the_definition(lowest):
+    """Beside it the logarithm of a sum is lost, and with it exp(score - lse)."""
+    q, k, v, grad = (x.double() for x in operands((1, 2, 5, 4, 16)))
+    bias = torch.full((1, 1, 1, 4), lowest, dtype=torch.float64)
+    out, lse = definition(q.float(), k.float(), v.float(), bias.float(), 0.25, True)
+    assert torch.allclose(out.double(), v.mean(2, keepdim=True).expand_as(out), atol=1e-5)
+    scores = (q @ k.transpose(-1, -2)).mul_(0.25)
+    all_padded = definition(q, k, v, bias, 0.25, True)[0]
+    expected = (scores + bias).softmax(-1) @ v
+    assert torch.allclose(all_padded, expected)
+    dv = definition_backward(
+        grad.float(), q.float(), k.float(), v.float(), bias.float(), out, lse, 0.25, [True] * 3
+    )[2]
+    assert torch.allclose(dv.double(), grad.sum(2, keepdim=True).expand_as(dv) / 4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+def test_a_float32_bias_is_not_rounded(dtype):
+    """torch's function would: 0.3 is no bfloat16 number beside 300, nor is -1e9 one of float16."""
+    q, k, v, _ = (x.to(dtype) for x in operands((1, 2, 16, 32, 16)))
+    steps = (torch.arange(16)[:, None] - torch.arange(32)).abs()
+    bias = -0.3 * steps - 300.7
+    right = attention(q.double(), k.double(), v.double(), bias=bias.double())
+    got = attention(q, k, v, bias=bias).double()
+    assert (got - right).abs().max() <= 2 * torch.finfo(dtype).eps * right.abs().max()
+    padding = torch.full((1, 1, 1, 32), -1e9)  # beside it nothing is left of a float32 score
+    got, mean = attention(q, k, v, bias=padding).double(), v.double().mean(2, keepdim=True)
+    assert (got - mean).abs().max() <= 2 * torch.finfo(dtype).eps * mean.abs().max()
+
+
 @needs_native
 def test_what_is_not_in_the_table_goes_to_torch(monkeypatch):
     monkeypatch.setattr(preference, "MEASURED", ())

@@ -14,7 +14,7 @@ from udp_fast.backends.reference import pgd_step as definition
 from udp_fast.backends.reference.arithmetic import per_image
 from udp_fast.backends.reference.pgd_step import original_as_float
 from udp_fast.backends.reference.pgd_step import pgd_step_ as reference
-from udp_fast.ops import Budget, pgd_step, pgd_step_
+from udp_fast.ops import Budget, pgd_step, pgd_step_, pgd_step_multi_
 
 RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 
@@ -258,9 +258,31 @@ def test_functional_form_leaves_delta_and_agrees(backend_name):
     assert same_bits(out.adv, result.adv)
 
 
+@pytest.mark.parametrize("lo_hi", [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)], ids=str)
+def test_a_budget_is_a_fraction_of_the_range(lo_hi, backend_name):
+    """Eight levels are eight levels, whatever the units of x."""
+    lo, hi = lo_hi
+    x = torch.full((1, 4), (lo + hi) / 2)
+    delta = torch.zeros_like(x)
+    budget = Budget.linf("8/255")
+    pgd_step_(delta, torch.ones_like(x), x, alpha=Budget.linf(0.5), eps=budget, range=lo_hi)
+    assert torch.allclose(delta / (hi - lo) * 255, torch.full_like(x, 8.0))
+    images_, deltas = [x[0]], [torch.zeros_like(x[0])]
+    pgd_step_multi_(deltas, [torch.ones_like(x[0])], images_, alpha=budget, eps=budget, range=lo_hi)
+    assert torch.equal(deltas[0], delta[0])
+
+
+def test_a_mask_that_requires_grad_makes_no_graph(backend_name):
+    delta, mask = torch.zeros(1, 4), torch.ones(1, 4, requires_grad=True)
+    pgd_step_(delta, torch.ones(1, 4), torch.full((1, 4), 0.5), alpha=0.1, eps=0.2, mask=mask)
+    assert not delta.requires_grad
+    assert (delta > 0).all()
+
+
 BAD = {
     "eps is NaN": ({"eps": math.nan}, ValueError, "eps: got nan"),
     "eps is negative": ({"eps": -0.1}, ValueError, "eps: got -0.1"),
+    "alpha is no float32": ({"alpha": 1e39}, ValueError, r"alpha: got 1e\+39"),
     "alpha is negative": ({"alpha": -1.0}, ValueError, "alpha: got -1.0"),
     "alpha tensor has a NaN": (
         {"alpha": torch.tensor([0.1, math.nan])},

@@ -130,6 +130,11 @@ BAD = {
     "float original": ({"original": torch.zeros(2, 4)}, TypeError, "original: got dtype float32"),
     "eps negative": ({"eps": -0.1}, ValueError, "eps: got -0.1"),
     "eps in levels": ({"eps": 8}, ValueError, r"eps: got 8, expected a fraction in \[0, 1\]"),
+    "eps in levels, a tensor": (
+        {"eps": torch.tensor([0.1, 8.0])},
+        ValueError,
+        r"eps: got 8, expected a fraction in \[0, 1\]",
+    ),
     "unknown kind": ({"kind": "pixel"}, ValueError, "kind: got 'pixel'"),
     "empty range": ({"range": (1.0, 1.0)}, ValueError, "range: got"),
     "bytes for a value": (

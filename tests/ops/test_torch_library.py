@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import F16, F32, floats, here, images
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 
 from udp_fast.ops import (
@@ -13,9 +15,11 @@ from udp_fast.ops import (
     noise_key,
     pgd_step,
     pgd_step_,
+    pgd_step_multi_,
     q_sample,
     quantize,
 )
+from udp_fast.ops.image_scale import image_scale_
 
 OPS = torch.ops.udp_fast
 SHAPE = (2, 3, 6, 5)
@@ -171,3 +175,66 @@ def test_fake_tensors_say_what_real_ones_do(backend_name):
         ).adv
         assert adv.dtype == F16
         assert adv.is_contiguous(memory_format=torch.channels_last)
+
+
+# --- what a kernel that is called directly would escape --------------------------------------------
+
+
+def test_a_trace_holds_the_op(backend_name):
+    images_ = x()
+    traced = torch.jit.trace(lambda v: image_scale(v, torch.tensor([1.0, 2.0])) + 0, images_)
+    assert torch.equal(traced(images_ + 1), image_scale(images_ + 1, torch.tensor([1.0, 2.0])))
+    graph = make_fx(lambda v: image_scale(v, torch.ones(2)) + 0)(images_)
+    assert "torch.ops.udp_fast.image_scale" in graph.code
+
+
+@pytest.mark.parametrize("scaled", [image_scale, lambda v, _: q_sample(v, T, TABLE, key=KEY)])
+def test_a_tangent_is_refused(scaled):
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x(), x(1))
+        with pytest.raises(NotImplementedError, match="a tangent of forward-mode autograd"):
+            scaled(dual, torch.ones(2))
+        scaled(x(), torch.ones(2))
+
+
+def negated(shape):
+    """A tensor whose memory holds the opposite of what it is, as the gradient of an imaginary part is."""
+    lazy = torch.complex(floats(shape, 1), floats(shape, 2)).conj().imag
+    assert lazy.is_neg()
+    return lazy
+
+
+def test_numbers_that_torch_negates_only_when_it_reads_them(backend_name):
+    lazy, original = negated(SHAPE), images(SHAPE, 3, torch.uint8)
+    real = lazy.clone()
+    assert torch.equal(image_scale(lazy, torch.ones(2)), real)
+    options = {"alpha": 0.01, "eps": 0.03}
+    got = pgd_step(torch.zeros(SHAPE), lazy, original, mask=negated((2, 1, 6, 5)), **options)
+    mask = negated((2, 1, 6, 5)).clone()
+    assert torch.equal(
+        got.delta, pgd_step(torch.zeros(SHAPE), real, original, mask=mask, **options).delta
+    )
+    loss = denoising_loss(lazy, real)
+    assert loss == 0
+    with pytest.raises(ValueError, match="pgd_step_: delta: got a tensor that torch negates only"):
+        pgd_step_(lazy, real, original, **options)
+
+
+def test_autograd_learns_of_what_is_written(backend_name):
+    """A backward that needs what was there before must fail, and not be wrong."""
+    deltas = {
+        "pgd_step_": lambda d: pgd_step_(d, d.clone(), d.clone(), alpha=0.1, eps=0.2),
+        "pgd_step_multi_": lambda d: pgd_step_multi_(
+            [d], [d.clone()], [d.clone()], alpha=0.1, eps=0.2
+        ),
+        "image_scale_": lambda d: image_scale_(d, torch.full((2,), 3.0)),
+    }
+    for write in deltas.values():
+        weight, delta = x(0, True), x(1)
+        loss = (weight * delta).sum()
+        write(delta)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+    with torch.inference_mode():  # where there are no versions
+        for write in deltas.values():
+            write(x(1).clone())

@@ -190,7 +190,7 @@ def _eager(
     if _is_left_to_torch(chosen, args, wanted):
         q, k, v, _, scale, _ = args
         if likeness is not None and dispatch.is_unsteered():
-            if len(_left_to_torch) == _MOST_REMEMBERED:
+            if len(_left_to_torch) >= _MOST_REMEMBERED:
                 _left_to_torch.clear()
             _left_to_torch.add(likeness)
         return _by_torch(q, k, v, scale)
@@ -298,7 +298,8 @@ def attention(
         RuntimeError: a second derivative was asked for: NotImplementedError, or torch's own error.
     """
     likeness = _likeness(q, k, v, scale) if bias is None and needs is None else None
-    if likeness in _left_to_torch and dispatch.is_unsteered():
+    # Where torch.compile traces, a look into the set would be a guard on all that is in it.
+    if likeness is not None and likeness in _left_to_torch and dispatch.is_unsteered():
         return _by_torch(q, k, v, _default_scale(q) if scale is None else scale)
     _check_tensors(q, k, v)
     if scale is None:

@@ -120,17 +120,18 @@ def _arguments(
     check.check_batched(op, "delta", delta, check.FLOATS)
     check.check_tensor(op, "grad", grad, check.FLOATS, like=delta)
     check.check_tensor(op, "x", x, (*check.FLOATS, torch.uint8), like=delta)
-    alpha = check.per_image(op, "alpha", alpha, delta.shape[0], delta.device)
-    eps = check.per_image(op, "eps", eps, delta.shape[0], delta.device)
     check.check_choice(op, "step", step, STEPS)
     check.check_choice(op, "norm", norm, NORMS)
     lo, hi = check.check_range(op, "range", range)
+    alpha = check.per_image(op, "alpha", alpha, delta.shape[0], delta.device, span=hi - lo)
+    eps = check.per_image(op, "eps", eps, delta.shape[0], delta.device, span=hi - lo)
     out_lo, out_hi = (
         (lo, hi) if out_range is None else check.check_range(op, "out_range", out_range)
     )
     check.check_float_dtype(op, "out_dtype", out_dtype)
     if mask is not None:
         _check_mask(op, mask, delta)
+        mask = mask.detach().resolve_neg()
     bounds = (lo, hi, out_lo, out_hi)
     grad, x = grad.detach(), x.detach()  # the step is not differentiable
     return (delta, grad, x, alpha, eps, mask, step, norm, bool(maximize), *bounds, out_dtype)
@@ -157,8 +158,9 @@ def pgd_step_(
         delta: [B, ...] float32, float16 or bfloat16 (float64 on the reference), in x's units.
         grad: dL/dadv or dL/ddelta, same shape, float32, bfloat16 or float16.
         x: the original, same shape, float, or uint8 meaning ``lo + x * (hi - lo) / 255``.
-        alpha: step size, eps: budget; in x's units, >= 0; a number, a `Budget`, or a float tensor
-            of shape [] or [B]. Values in a tensor on an accelerator are not checked.
+        alpha: step size, eps: budget; >= 0; in x's units a number or a float tensor of shape [] or
+            [B], as a fraction of x's range a `Budget`. Values in a tensor on an accelerator are not
+            checked.
         step: "sign" (default), "l2" (gradient over its norm per image) or "raw".
         norm: "linf" (default) or "l2", the norm that ``eps`` bounds.
         maximize: ascend (default) or descend.
@@ -189,7 +191,9 @@ def pgd_step_(
     )
     check.check_updatable("pgd_step_", "delta", delta)
     if check.is_plain(delta, grad, x):
-        return PGDStep(*dispatch.call("pgd_step_", *args))
+        result = PGDStep(*dispatch.call("pgd_step_", *args))
+        check.written(delta)
+        return result
     return PGDStep(*torch.ops.udp_fast.pgd_step_(*args))
 
 

@@ -95,8 +95,9 @@ def pgd_step_multi_(
         grads: dL/dadv or dL/ddelta, shaped like deltas; one dtype: float32, bfloat16 or float16.
         xs: the originals, shaped like deltas; one dtype: float, or uint8 meaning
             ``lo + x * (hi - lo) / 255``.
-        alpha: step size, eps: L-infinity budget; in units of xs, >= 0; a number, a `Budget`, or a
-            float tensor of shape [] or [N]. Values in a tensor on an accelerator are not checked.
+        alpha: step size, eps: L-infinity budget; >= 0; in units of xs a number or a float tensor of
+            shape [] or [N], as a fraction of their range a `Budget`. Values in a tensor on an
+            accelerator are not checked.
         step: "sign" (default) or "raw".
         maximize, range, out_range, out_dtype: as for `pgd_step_`.
 
@@ -111,10 +112,10 @@ def pgd_step_multi_(
     grads = _check_images(op, "grads", grads, check.FLOATS, deltas)
     xs = _check_images(op, "xs", xs, (*check.FLOATS, torch.uint8), deltas)
     device = deltas[0].device if deltas else torch.device("cpu")
-    alpha = check.per_image(op, "alpha", alpha, len(deltas), device)
-    eps = check.per_image(op, "eps", eps, len(deltas), device)
     check.check_choice(op, "step", step, STEPS)
     lo, hi = check.check_range(op, "range", range)
+    alpha = check.per_image(op, "alpha", alpha, len(deltas), device, span=hi - lo)
+    eps = check.per_image(op, "eps", eps, len(deltas), device, span=hi - lo)
     out_lo, out_hi = (
         (lo, hi) if out_range is None else check.check_range(op, "out_range", out_range)
     )
@@ -131,5 +132,8 @@ def pgd_step_multi_(
     advs = [torch.empty_like(d, dtype=out_dtype) for d in deltas]
     bounds = (lo, hi, out_lo, out_hi)
     args = (deltas, advs, grads, xs, alpha, eps, step, bool(maximize), *bounds)
-    step_ = _step if check.is_plain(*deltas, *grads, *xs) else torch.ops.udp_fast.pgd_step_multi_
-    return PGDStepMulti(advs, step_(*args))
+    if not check.is_plain(*deltas, *grads, *xs):
+        return PGDStepMulti(advs, torch.ops.udp_fast.pgd_step_multi_(*args))
+    skipped = _step(*args)
+    check.written(*deltas)
+    return PGDStepMulti(advs, skipped)

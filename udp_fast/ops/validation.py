@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .budget import Budget
 
@@ -53,6 +55,11 @@ def check_batched(op: str, name: str, value: Any, dtypes: tuple[torch.dtype, ...
 
 def check_updatable(op: str, name: str, value: Tensor) -> None:
     """``value`` may be written to in place."""
+    if not torch.compiler.is_compiling() and value.is_neg():
+        raise ValueError(
+            f"{op}: {name}: got a tensor that torch negates only when it is read (is_neg()), expected"
+            " one to write to (call .resolve_neg() first)"
+        )
     if torch.is_grad_enabled() and value.requires_grad:
         raise ValueError(f"{op}: {name}: requires grad; update it under torch.no_grad()")
     if value.numel() and any(
@@ -86,13 +93,16 @@ def check_range(op: str, name: str, value: Any) -> tuple[float, float]:
     return lo + 0.0, hi + 0.0  # no negative zero
 
 
-def per_image(op: str, name: str, value: Any, batch: int, device: torch.device) -> Tensor:
+def per_image(
+    op: str, name: str, value: Any, batch: int, device: torch.device, span: float = 1.0
+) -> Tensor:
     """A non-negative number per image as a float32 tensor, 0-dim (one for all, on the CPU) or [B].
 
-    A tensor on an accelerator is not read: looking at its values would stall the stream.
+    ``span``: of the range that images have, hi - lo, of which a `Budget` is a fraction. A tensor on an
+    accelerator is not read: looking at its values would stall the stream.
     """
     if isinstance(value, Budget):
-        value = value.eps
+        value = value.eps * span
     if isinstance(value, Tensor):
         if value.dtype not in FLOATS or tuple(value.shape) not in ((), (batch,)):
             raise ValueError(
@@ -101,7 +111,7 @@ def per_image(op: str, name: str, value: Any, batch: int, device: torch.device) 
             )
         if value.dim() == 1 and value.device != device:
             raise ValueError(f"{op}: {name}: got a tensor on {value.device}, expected {device}")
-        value = value.detach().to(torch.float32)
+        value = value.detach().resolve_neg().to(torch.float32)
         assert isinstance(value, Tensor)
         if value.device.type == "cpu" and not torch.compiler.is_compiling():
             bad = ~(torch.isfinite(value) & (value >= 0))
@@ -114,8 +124,8 @@ def per_image(op: str, name: str, value: Any, batch: int, device: torch.device) 
             f"{op}: {name}: got {type(value).__name__}, expected a number or a tensor of shape []"
             f" or [{batch}]"
         )
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{op}: {name}: got {value}, expected a finite number >= 0")
+    if not 0 <= value <= torch.finfo(torch.float32).max:
+        raise ValueError(f"{op}: {name}: got {value}, expected a finite float32 number >= 0")
     return torch.tensor(value, dtype=torch.float32, device="cpu")
 
 
@@ -139,7 +149,7 @@ def check_timesteps(
         raise ValueError(f"{op}: {table_name}: got shape {list(table.shape)}, expected [T], T > 0")
     if table.device != x.device:
         raise ValueError(f"{op}: {table_name}: got a tensor on {table.device}, expected {x.device}")
-    return t.to(torch.int64), table.detach().to(torch.float32)
+    return t.to(torch.int64), table.detach().resolve_neg().to(torch.float32)
 
 
 def check_timestep_values(op: str, t: Tensor | None, table: Tensor | None) -> None:
@@ -167,8 +177,47 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 
 def is_eager(*tensors: Tensor | None) -> bool:
-    """True outside torch.compile for ordinary tensors: no fake, no subclass to dispatch on."""
-    return not torch.compiler.is_compiling() and _ORDINARY.issuperset(map(type, tensors))
+    """True outside torch.compile for ordinary tensors whose memory holds what they are, where nobody
+    traces or transforms what happens to them: no fake and no subclass, which would be dispatched to.
+
+    Raises:
+        NotImplementedError: a tensor has a tangent, which torch.library would drop without a word.
+    """
+    if torch.compiler.is_compiling() or not _ORDINARY.issuperset(map(type, tensors)):
+        return False
+    for tensor in tensors:  # a loop, and no generator, which would take twice as long
+        if tensor is not None and tensor.is_neg():
+            return False
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(tensors)
+    return not _is_traced()
+
+
+def _refuse_tangents(tensors: Iterable[Tensor | None]) -> None:
+    for tensor in tensors:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
+            raise NotImplementedError(
+                "got a tensor with a tangent of forward-mode autograd, expected none: the ops are"
+                " differentiated backward only"
+            )
+
+
+def _is_traced() -> bool:
+    """Whether make_fx, torch.jit.trace or a transform of torch.func is active: a kernel that is called
+    directly would escape them."""
+    return (
+        torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._is_tracing()
+    )
+
+
+def written(*tensors: Tensor) -> None:
+    """Tells autograd that a kernel has written to these, so that a backward which needs what they held
+    before is an error and not a wrong result."""
+    for tensor in tensors:
+        if not tensor.is_inference():
+            torch.autograd.graph.increment_version(tensor)
 
 
 def wants_grad(*tensors: Tensor | None) -> bool:

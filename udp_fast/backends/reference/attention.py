@@ -18,10 +18,10 @@ def scores(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     return s if bias is None else s + bias.to(f)
 
 
-def probabilities(s: Tensor, lse: Tensor) -> Tensor:
-    """exp(s - lse); 0 in a row that is masked altogether, whose lse is -inf."""
-    lse = lse.unsqueeze(-1)
-    return (s - lse).exp().masked_fill(lse == -math.inf, 0.0)
+def probabilities(s: Tensor) -> Tensor:
+    """softmax(s); 0 in a row that is masked altogether. Not exp(s - lse): beside a score of -1e9, as
+    padding has it, the logarithm of a sum is lost."""
+    return s.softmax(-1).masked_fill((s == -math.inf).all(-1, keepdim=True), 0.0)
 
 
 def attention(
@@ -34,7 +34,7 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     s = scores(q, k, bias, scale)
     lse = s.logsumexp(-1)  # of no keys: -inf
-    out = torch.empty_like(q).copy_(probabilities(s, lse) @ v.to(s.dtype))
+    out = torch.empty_like(q).copy_(probabilities(s) @ v.to(s.dtype))
     return out, lse if need_lse else lse.new_empty((0,))
 
 
@@ -51,7 +51,7 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     s = scores(q, k, bias, scale)
     f = s.dtype
-    p = probabilities(s, s.logsumexp(-1) if lse is None else lse)
+    p = probabilities(s)
     do = grad_out.to(f)
     dp = do @ v.to(f).transpose(-1, -2)
     delta = (p * dp).sum(-1) if out is None else (do * out.to(f)).sum(-1)

@@ -29,6 +29,8 @@ def _not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
         return [f"{q.dtype} is not served, only float32, bfloat16 and float16"]
     if q.numel() == 0 or k.numel() == 0:
         return ["a tensor is empty"]
+    if bias is not None and torch.promote_types(bias.dtype, q.dtype) != q.dtype:
+        return [f"torch's kernels would round the bias, {bias.dtype}, to {q.dtype}"]
     if q.is_cuda and kernel(q, bias, k.shape[2]) is None:
         return [
             "torch's GPU kernels want heads of a multiple of 8 numbers"
