@@ -2,7 +2,8 @@
 
     python -m benchmarks [--write docs/performance.md] [--only pgd_step] [--seconds 4]
 
-Exits with 1 if a bar is missed. `pytest benchmarks` runs the same cases under pytest-benchmark.
+Says which bars were missed; with --strict it exits with 1 if one was. `pytest benchmarks` runs the
+same cases under pytest-benchmark.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ def main() -> int:
         "--only", metavar="TEXT", default="", help="cases whose title has this text"
     )
     parser.add_argument("--seconds", type=float, default=4.0, help="a case, about (default 4)")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if a bar is missed")
     options = parser.parse_args()
     results = []
     with Players() as players:
@@ -131,7 +133,7 @@ def main() -> int:
         options.write.write_text(document)
     missed = [text for result in results for text in result.missed()]
     print("\n".join(missed) or "every bar is met")
-    return 1 if missed else 0
+    return 1 if missed and options.strict else 0
 
 
 if __name__ == "__main__":
