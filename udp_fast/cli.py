@@ -316,7 +316,9 @@ def _protect(
     except OSError as error:  # the model is not there
         raise click.UsageError(str(error)) from error
     if format_ == "jpeg" and not quiet:
-        click.echo("Warning: JPEG is lossy and removes part of the protection.", err=True)
+        click.echo(
+            "Warning: JPEG is lossy: it removes part of the protection and may exceed ε.", err=True
+        )
 
     rows: list[PictureRow] = []
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from udp_fast import methods
 from udp_fast.diffusion import Denoiser
@@ -162,6 +163,32 @@ def test_jpeg_reports_what_survives(photos: Path, tmp_path: Path, go: Go) -> Non
     back = read_image(tmp_path / "out/colour.jpg").colour.int()
     largest = int((back - read_image(photos / "colour.png").colour.int()).abs().max())
     assert image.max_difference == largest
+    assert largest > 8
+    assert f"differs by up to {largest} levels, ε allows 8" in image.notes
+
+
+def test_a_jpeg_within_the_budget_has_nothing_to_note(tmp_path: Path, go: Go) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, 36), (90, 120, 150)).save(tmp_path / "photos" / "flat.png")
+    (image,) = go(tmp_path / "photos", tmp_path / "out", format="jpeg", method="none").images
+    assert image.status is Status.PROTECTED
+    assert not any("differs" in note for note in image.notes)
+
+
+def test_what_the_format_cannot_hold_is_noted(
+    tmp_path: Path, go: Go, pixels: Callable[..., np.ndarray]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    texts = PngInfo()
+    texts.add_text("Copyright", "someone")
+    Image.fromarray(pixels()).save(tmp_path / "photos" / "a.png", pnginfo=texts)
+    notes = {}
+    for kind in ("png", "webp", "jpeg"):
+        result = go(tmp_path / "photos", tmp_path / kind, format=kind, method="none")
+        notes[kind] = result.images[0].notes
+    assert notes["png"] == []
+    assert notes["webp"] == ["its PNG texts (Copyright) are not carried over"]
+    assert notes["jpeg"][-1] == "its PNG texts (Copyright) are not carried over"
 
 
 def test_groups_bound_the_memory(

@@ -28,6 +28,7 @@ from ..images import (
     Written,
     explain_os_error,
     interrupts_held_back,
+    left_behind,
     mask_from_array,
     read_image,
     read_mask,
@@ -312,6 +313,10 @@ class _Run:
             image.survived = survived(work.photo.colour, colour, written.colour)
             if image.survived is not None:
                 image.notes.append(f"JPEG: {image.survived:.0%} of the change survives")
+            largest, levels = image.max_difference or 0, self.options.eps.levels
+            if largest > levels:
+                image.notes.append(f"differs by up to {largest} levels, ε allows {levels}")
+        image.notes += left_behind(work.photo, self.options.format)
         return written.colour
 
     def _measure(self, work: _Work, colour: Tensor, image: ImageResult) -> None:

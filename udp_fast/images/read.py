@@ -198,6 +198,7 @@ def read_pil(
             for key, value in (getattr(image, "text", None) or {}).items()
             if key != "XML:com.adobe.xmp"
         ),
+        comment=_comment(image),
         orientation=orientation,
         notes=tuple(said),
     )
@@ -399,6 +400,12 @@ def _xmp(image: Image.Image) -> bytes | None:
     if isinstance(xmp, str):
         xmp = xmp.encode()
     return xmp if isinstance(xmp, bytes) and xmp else None
+
+
+def _comment(image: Image.Image) -> bytes | None:
+    comment = image.info.get("comment")
+    # A PNG's text of that name is a string, and among its texts already.
+    return comment if isinstance(comment, bytes) and comment else None
 
 
 def _png_colour_chunks(image: Image.Image) -> tuple[tuple[bytes, bytes], ...]:
