@@ -322,6 +322,52 @@ def test_a_second_run_does_not_replace_the_first_manifest(
     assert result.manifest == out / "manifest.json"
 
 
+def plain(photos: Path, out: Path, **given: Any) -> str:
+    """A run that changes nothing and replaces what it may; the name of its manifest."""
+    options = Options(method="none", evaluate=False, overwrite=True, **given)
+    result = run(plan_files([photos], out, options), options, None, manifest_folder=out)
+    assert result.manifest is not None
+    return result.manifest.name
+
+
+def test_overwriting_loses_no_record_of_a_file_that_stays(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert plain(photos, out) == "manifest.json"
+    first = (out / "manifest.json").read_bytes()
+    # The first manifest alone knows of the other three files, or of those with another name.
+    assert plain(photos / "colour.png", out) == "manifest-2.json"
+    assert plain(photos, out, format="webp") == "manifest-3.json"
+    assert (out / "manifest.json").read_bytes() == first
+    assert plain(photos / "colour.png", out) == "manifest-2.json", "lists nothing but this file"
+    (photos / "photo.jpg").write_text("text")  # its earlier result stays
+    assert plain(photos, out) == "manifest-2.json"
+    (photos / "photo.jpg").unlink()
+    Image.new("RGB", (32, 32)).save(photos / "photo.jpg")
+    assert plain(photos, out) == "manifest.json"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"schema": "other/1", "images": []}',
+        b'{"schema": 3, "images": []}',
+        b'{"schema": "udp_fast.manifest/1"}',
+        b'{"schema": "udp_fast.manifest/1", "images": [{"output": 3}]}',
+        b'["manifest"]',
+        b"\xff\xfe",
+        b"",
+    ],
+)
+def test_overwriting_replaces_no_manifest_of_others(
+    photos: Path, tmp_path: Path, content: bytes
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "manifest.json").write_bytes(content)
+    assert plain(photos, out) == "manifest-2.json"
+    assert (out / "manifest.json").read_bytes() == content
+
+
 def test_progress_runs_from_nought_to_one(photos: Path, tmp_path: Path, go: Go) -> None:
     seen: list[RunProgress] = []
     rows: list[str] = []

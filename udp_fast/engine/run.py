@@ -101,7 +101,13 @@ def run(
     state = _Run(tasks, options, denoiser, on_progress, on_result, on_protected)
     manifest = None
     if manifest_folder is not None:
-        manifest = Manifest(manifest_folder, options, command=command, denoiser=denoiser)
+        manifest = Manifest(
+            manifest_folder,
+            options,
+            targets=[task.target for task in tasks if task.target and not task.refusal],
+            command=command,
+            denoiser=denoiser,
+        )
         state.result.manifest = manifest.path
 
     def save(status: str) -> None:
