@@ -2,7 +2,8 @@
 # Installed once into $(VENV); a stamp is redone only when one of the files it depends on changes.
 
 PYTHON ?= python3
-VENV   ?= .venv
+# Not ?=: `make clean` would delete the folder that a variable of the shell names. `make VENV=DIR` does.
+VENV   = .venv
 
 # A plain `torch` on Linux brings gigabytes of CUDA along: without an NVIDIA GPU take the CPU build.
 # Override with any requirement: make demo TORCH='torch>=2.6'

@@ -86,6 +86,11 @@ Exit codes:
   1    some are not; the table names each with its reason, the others are protected
   2    the command line or the request as a whole makes no sense; nothing was written
   130  interrupted; what was written is whole and listed in the manifest
+
+\b
+Time grows with pixels and with steps times rounds: with the defaults a
+megapixel takes some two minutes on two cores. --steps 1 --rounds 1 is a quick
+trial, which gains less.
 """,
 )
 @click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -115,7 +120,8 @@ Exit codes:
     cls=_Option,
     group="Output",
     is_flag=True,
-    help="Replace files in the output folder. Inputs are never replaced.",
+    help="Replace files in the output folder and the --picture. Inputs are never replaced; a manifest"
+    " only if all the files it lists are.",
 )
 @click.option(
     "--picture",
@@ -211,7 +217,8 @@ Exit codes:
     metavar="NAME",
     default="auto",
     show_default=True,
-    help="cpu, cuda, cuda:1, …; auto is the CPU, where this version's fast kernels are.",
+    help="cpu, cuda, cuda:1, …; auto is the CPU, since no GPU has run the GPU kernels yet. cuda uses"
+    " them.",
 )
 @click.option(
     "--group-pixels",
@@ -233,14 +240,20 @@ Exit codes:
     help="Measure the surrogate's denoising loss on original, random noise and protected.",
 )
 @click.option(
-    "-q", "--quiet", cls=_Option, group="Display", is_flag=True, help="No progress, no table."
+    "-q",
+    "--quiet",
+    cls=_Option,
+    group="Display",
+    is_flag=True,
+    help="No progress, no table; what failed is still named, on standard error.",
 )
 @click.pass_context
 def protect(ctx: click.Context, /, **given: Any) -> None:
     """Protect PHOTOS, files and folders, against diffusion training.
 
-    Every colour value changes by at most EPS. Size, orientation, EXIF, colour profile and
-    transparency stay. Reads PNG, JPEG, WebP, TIFF, BMP and GIF with 8 bits per channel.
+    In png and webp every colour value changes by at most EPS; jpeg can exceed it, and the table
+    says by how much. Size, orientation, EXIF, colour profile and transparency stay. Reads PNG,
+    JPEG, WebP, TIFF, BMP and GIF with 8 bits per channel.
     """
     try:
         with _terminate_like_interrupt():
@@ -290,6 +303,7 @@ def _protect(
     quiet: bool,
 ) -> int:
     from .engine import Options, plan_files, run
+    from .engine.manifest import backends_in_use
     from .images import PictureRow, explain_os_error
     from .ops import Budget
 
@@ -308,6 +322,7 @@ def _protect(
             max_pixels=max_pixels,
             group_pixels=group_pixels,
         )
+        backends_in_use(options.torch_device())  # raises if UDP_FAST_BACKEND names no backend
         tasks = plan_files(photos, out, options, recursive=recursive, mask=mask)
         _check_picture(picture, overwrite, tasks)
         denoiser = _load(options)
@@ -316,7 +331,9 @@ def _protect(
     except OSError as error:  # the model is not there
         raise click.UsageError(str(error)) from error
     if format_ == "jpeg" and not quiet:
-        click.echo("Warning: JPEG is lossy and removes part of the protection.", err=True)
+        click.echo(
+            "Warning: JPEG is lossy: it removes part of the protection and may exceed ε.", err=True
+        )
 
     rows: list[PictureRow] = []
 
@@ -342,6 +359,8 @@ def _protect(
     if not quiet:
         _print_table(result)
         click.echo(_summary(result, options, drawn))
+    elif result.problem:
+        click.echo(result.problem, err=True)
     return result.exit_code
 
 
@@ -407,11 +426,13 @@ def printable(text: str) -> str:
 
 
 class _Quiet:
-    """Says nothing."""
+    """Says what failed, and nothing else."""
 
     def progress(self, progress: RunProgress) -> None: ...
 
-    def result(self, image: ImageResult) -> None: ...
+    def result(self, image: ImageResult) -> None:
+        if image.status.value == "failed":
+            click.echo(f"{printable(image.source)}: {printable(image.reason)}", err=True)
 
 
 class _Lines(_Quiet):

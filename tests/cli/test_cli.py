@@ -20,7 +20,8 @@ from PIL import Image
 import udp_fast
 from udp_fast import cli
 from udp_fast.diffusion import DEFAULT_SURROGATE
-from udp_fast.engine import Options
+from udp_fast.engine import Options, RunResult
+from udp_fast.engine.manifest import Manifest
 from udp_fast.images import read_image
 from udp_fast.methods import METHODS
 
@@ -61,6 +62,7 @@ def test_help_reads_like_help() -> None:
     assert text.index("Output:") < text.index("Protection:") < text.index("Display:")
     assert "Examples:\n    udp-fast protect holiday/" in text
     assert "Exit codes:\n    0 " in text
+    assert "Time grows with pixels" in text
     assert call("protect").output.startswith("Usage: "), "no arguments: help, not a scolding"
     assert "protect" in call("--help").output
 
@@ -85,7 +87,7 @@ def test_help_tells_the_true_defaults() -> None:
         assert isinstance(option, click.Option)
         assert f"[default: {getattr(settings, name)}]" in (option.help or "")
     assert isinstance(parameters["method"].type, click.Choice)
-    assert set(parameters["method"].type.choices) == set(METHODS)
+    assert list(parameters["method"].type.choices) == list(METHODS)
 
 
 def test_help_and_version_need_no_torch() -> None:
@@ -175,9 +177,12 @@ def test_overwrite(photos: Path, tmp_path: Path) -> None:
     assert again.exit_code == 1
     assert "exists already (--overwrite replaces it)" in again.output
     assert control(photos, "-o", tmp_path / "out", "--overwrite").exit_code == 0
-    into_inputs = control(photos, "-o", photos, "--overwrite")
+    into_inputs = control(photos / "a.png", "-o", photos, "--overwrite")
     assert into_inputs.exit_code == 1
     assert "is itself an input" in into_inputs.output
+    into_itself = control(photos, "-o", photos, "--overwrite")
+    assert into_itself.exit_code == 2
+    assert f"output folder {photos}: is also an input" in " ".join(into_itself.output.split())
 
 
 def test_the_picture_replaces_no_photograph(photos: Path, tmp_path: Path) -> None:
@@ -190,9 +195,39 @@ def test_the_picture_replaces_no_photograph(photos: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
-def test_quiet_says_nothing(photos: Path, tmp_path: Path) -> None:
+def test_quiet_says_nothing_but_what_failed(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "credits.txt").write_text("by me")
     result = control(photos, "-o", tmp_path / "out", "--quiet")
     assert (result.exit_code, result.output) == (0, "")
+    (photos / "bad.png").write_text("text")
+    result = control(photos / "bad.png", "-o", tmp_path / "two", "--quiet")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"{photos / 'bad.png'}: not an image (expected PNG, JPEG, WebP, TIFF, BMP or GIF)\n"
+    )
+    real = Manifest.write
+
+    def full(self: Manifest, result: RunResult, status: str, timings: dict[str, float]) -> None:
+        if status == "complete":
+            raise OSError(28, "No space left on device")
+        real(self, result, status, timings)
+
+    monkeypatch.setattr(Manifest, "write", full)
+    result = control(photos / "a.png", "-o", tmp_path / "three", "--quiet")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "three/manifest.json: no space left" in result.stderr
+
+
+def test_a_backend_that_there_is_not(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UDP_FAST_BACKEND", "gpu")
+    result = control(photos, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "UDP_FAST_BACKEND: got 'gpu', expected auto or one of" in result.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_jpeg_warns(photos: Path, tmp_path: Path) -> None:

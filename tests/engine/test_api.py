@@ -153,6 +153,9 @@ def test_a_float_image_stays_as_it_is_where_nothing_changes(protect: Protect) ->
         (pixels(), {"mask": np.ones((9, 9), bool)}, ImageError, "mask given: is 9 × 9"),
         (pixels(), {"eps": 8}, ValueError, "eps: got 8"),
         (pixels(), {"colour": 3}, ValueError, "unknown colour"),
+        (pixels(), {"alpha": 2}, ValueError, r"alpha: expected a step in \[0, 1\] .*got 2"),
+        (pixels(), {"max_pixels": "10"}, TypeError, "max_pixels: got '10', expected a positive"),
+        (pixels(), {"max_pixels": True}, TypeError, "max_pixels: got True"),
     ],
 )
 def test_errors_name_the_argument(
@@ -160,6 +163,13 @@ def test_errors_name_the_argument(
 ) -> None:
     with pytest.raises(error, match=words):
         protect(images, **given)
+
+
+@pytest.mark.parametrize("model", [torch.nn.Conv2d(3, 3, 3), 3, b"model"])
+def test_a_model_that_is_none(model: Any) -> None:
+    name = type(model).__name__
+    with pytest.raises(TypeError, match=f"model: got {name}, expected None.*PixelDenoiser"):
+        udp_fast.protect(pixels(), model=model)
 
 
 def test_interrupt_reaches_the_caller(protect: Protect) -> None:

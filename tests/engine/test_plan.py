@@ -116,6 +116,21 @@ def test_masks_are_inputs_too(tmp_path: Path) -> None:
     assert "is itself an input" in tasks[0].refusal
 
 
+def test_a_folder_is_not_protected_into_itself(tmp_path: Path) -> None:
+    a = picture(tmp_path / "in" / "a.jpg")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for out in (tmp_path / "in", tmp_path / "link", tmp_path / "masks" / ".." / "in"):
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        with pytest.raises(PlanError, match=r"output folder .*: is also an input"):
+            plan(tmp_path / "in", out=out)
+    with pytest.raises(PlanError, match=r"mask folder .*in: is also an input"):
+        plan(a, tmp_path / "in", out=tmp_path / "out", mask=tmp_path / "in")
+    for _ in range(2):  # a single file: the second run names it again and nothing else
+        (task,) = plan(a, out=tmp_path / "in", overwrite=True)
+        assert (task.target, task.refusal) == (tmp_path / "in" / "a.png", "")
+        picture(tmp_path / "in" / "a.png")
+
+
 def test_senseless_requests(tmp_path: Path) -> None:
     a = picture(tmp_path / "in" / "a.png")
     (tmp_path / "empty").mkdir()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from udp_fast import methods
 from udp_fast.diffusion import Denoiser
@@ -162,6 +163,32 @@ def test_jpeg_reports_what_survives(photos: Path, tmp_path: Path, go: Go) -> Non
     back = read_image(tmp_path / "out/colour.jpg").colour.int()
     largest = int((back - read_image(photos / "colour.png").colour.int()).abs().max())
     assert image.max_difference == largest
+    assert largest > 8
+    assert f"differs by up to {largest} levels, ε allows 8" in image.notes
+
+
+def test_a_jpeg_within_the_budget_has_nothing_to_note(tmp_path: Path, go: Go) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, 36), (90, 120, 150)).save(tmp_path / "photos" / "flat.png")
+    (image,) = go(tmp_path / "photos", tmp_path / "out", format="jpeg", method="none").images
+    assert image.status is Status.PROTECTED
+    assert not any("differs" in note for note in image.notes)
+
+
+def test_what_the_format_cannot_hold_is_noted(
+    tmp_path: Path, go: Go, pixels: Callable[..., np.ndarray]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    texts = PngInfo()
+    texts.add_text("Copyright", "someone")
+    Image.fromarray(pixels()).save(tmp_path / "photos" / "a.png", pnginfo=texts)
+    notes = {}
+    for kind in ("png", "webp", "jpeg"):
+        result = go(tmp_path / "photos", tmp_path / kind, format=kind, method="none")
+        notes[kind] = result.images[0].notes
+    assert notes["png"] == []
+    assert notes["webp"] == ["its PNG texts (Copyright) are not carried over"]
+    assert notes["jpeg"][-1] == "its PNG texts (Copyright) are not carried over"
 
 
 def test_groups_bound_the_memory(
@@ -293,6 +320,52 @@ def test_a_second_run_does_not_replace_the_first_manifest(
     result = go(photos, out, method="none", evaluate=False, overwrite=True)
     assert result.exit_code == 0
     assert result.manifest == out / "manifest.json"
+
+
+def plain(photos: Path, out: Path, **given: Any) -> str:
+    """A run that changes nothing and replaces what it may; the name of its manifest."""
+    options = Options(method="none", evaluate=False, overwrite=True, **given)
+    result = run(plan_files([photos], out, options), options, None, manifest_folder=out)
+    assert result.manifest is not None
+    return result.manifest.name
+
+
+def test_overwriting_loses_no_record_of_a_file_that_stays(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert plain(photos, out) == "manifest.json"
+    first = (out / "manifest.json").read_bytes()
+    # The first manifest alone knows of the other three files, or of those with another name.
+    assert plain(photos / "colour.png", out) == "manifest-2.json"
+    assert plain(photos, out, format="webp") == "manifest-3.json"
+    assert (out / "manifest.json").read_bytes() == first
+    assert plain(photos / "colour.png", out) == "manifest-2.json", "lists nothing but this file"
+    (photos / "photo.jpg").write_text("text")  # its earlier result stays
+    assert plain(photos, out) == "manifest-2.json"
+    (photos / "photo.jpg").unlink()
+    Image.new("RGB", (32, 32)).save(photos / "photo.jpg")
+    assert plain(photos, out) == "manifest.json"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"schema": "other/1", "images": []}',
+        b'{"schema": 3, "images": []}',
+        b'{"schema": "udp_fast.manifest/1"}',
+        b'{"schema": "udp_fast.manifest/1", "images": [{"output": 3}]}',
+        b'["manifest"]',
+        b"\xff\xfe",
+        b"",
+    ],
+)
+def test_overwriting_replaces_no_manifest_of_others(
+    photos: Path, tmp_path: Path, content: bytes
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "manifest.json").write_bytes(content)
+    assert plain(photos, out) == "manifest-2.json"
+    assert (out / "manifest.json").read_bytes() == content
 
 
 def test_progress_runs_from_nought_to_one(photos: Path, tmp_path: Path, go: Go) -> None:

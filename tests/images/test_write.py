@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from udp_fast.images import (
     ImageError,
     Photo,
+    left_behind,
     publish,
     publish_bytes,
     read_image,
@@ -59,9 +61,10 @@ def test_metadata_survives(tmp_path: Path, target: str) -> None:
     icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     xmp = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'>rights</x:xmpmeta>"
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(
-        tmp_path / "in.jpg", exif=exif, icc_profile=icc, dpi=(240, 240), xmp=xmp
+        tmp_path / "in.jpg", exif=exif, icc_profile=icc, dpi=(240, 240), xmp=xmp, comment="für"
     )
     source = read_image(tmp_path / "in.jpg")
+    assert source.comment == "für".encode()
     write_image(tmp_path / "out", source.colour, source, format=target)
     back = read_image(tmp_path / "out")
     assert back.exif is not None
@@ -73,6 +76,48 @@ def test_metadata_survives(tmp_path: Path, target: str) -> None:
     assert (back.height, back.width) == (40, 60)
     if target != "webp":  # WebP has no place for it beside EXIF
         assert back.dpi == pytest.approx((240, 240), abs=0.1)
+    if target == "jpeg":
+        assert back.comment == source.comment
+    if target == "png":
+        assert ("Comment", "für") in back.png_text
+    lost = ["its resolution (240 dpi) is not carried over", "its comment is not carried over"]
+    assert left_behind(source, target) == (lost if target == "webp" else [])
+
+
+def test_what_has_no_place_in_a_format_is_said() -> None:
+    texts = (("Copyright", "someone"), ("Author", "one"), ("Author", "two"))
+    gamma, srgb = (b"gAMA", (45455).to_bytes(4, "big")), (b"sRGB", b"\0")
+    source = dataclasses.replace(photo(), png_text=texts, png_chunks=(gamma,))
+    said = [
+        "its PNG texts (Copyright, Author) are not carried over",
+        "its colour chunks (gAMA) are not carried over",
+    ]
+    assert left_behind(source, "webp") == left_behind(source, "jpeg") == said
+    assert left_behind(source, "png") == []
+    source = dataclasses.replace(photo(), png_chunks=(gamma, srgb))
+    assert left_behind(source, "webp") == [], "sRGB overrides gAMA, and is meant without either"
+    exif = Image.Exif()
+    exif[0x011A] = 240.0
+    for block, notes in ((exif.tobytes(), 0), (b"Exif\0\0broken", 1), (None, 1)):
+        source = dataclasses.replace(photo(), dpi=(240, 240), exif=block)
+        assert len(left_behind(source, "webp")) == notes
+
+
+@pytest.mark.parametrize(
+    ("comment", "text"), [(b"caf\xe9\0", "café"), ("山".encode(), "山")], ids=["latin-1", "utf-8"]
+)
+def test_comments_become_text(tmp_path: Path, comment: bytes, text: str) -> None:
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "in.jpg", comment=comment)
+    source = read_image(tmp_path / "in.jpg")
+    write_image(tmp_path / "out.png", source.colour, source)
+    assert read_image(tmp_path / "out.png").png_text == (("Comment", text),)
+
+
+def test_a_comment_too_long_for_a_jpeg_is_left_behind(tmp_path: Path) -> None:
+    source = dataclasses.replace(photo(), comment=b"x" * 65534)
+    write_image(tmp_path / "a.jpg", source.colour, source, format="jpeg")
+    assert read_image(tmp_path / "a.jpg").comment is None
+    assert left_behind(source, "jpeg") == ["its comment is not carried over"]
 
 
 def test_png_keeps_its_colour_chunks_and_texts(tmp_path: Path) -> None:

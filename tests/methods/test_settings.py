@@ -24,6 +24,7 @@ def test_step_size_follows_the_budget():
         ({"draws": -1}, ValueError, "draws: .*got -1"),
         ({"surrogate_steps": -1}, ValueError, "surrogate_steps: .*got -1"),
         ({"alpha": -0.1}, ValueError, "alpha: .*got -0.1"),
+        ({"alpha": 1.5}, ValueError, r"alpha: expected a step in \[0, 1\] image units.*got 1.5"),
         ({"gamma": float("nan")}, ValueError, "gamma: .*got nan"),
         ({"surrogate_lr": float("inf")}, ValueError, "surrogate_lr: .*got inf"),
         ({"alpha": "big"}, TypeError, "alpha: expected a number, got str"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +59,44 @@ def test_make_targets_in_the_documents_exist(root: Path) -> None:
     named = set(re.findall(r"(?:`| {4})make ([a-z-]+)", text))
     assert {"demo", "test", "bench"} <= named
     assert named - targets == set()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_make_clean_deletes_no_folder_that_the_shell_names(root: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
+    environment.pop("MFLAGS", None)  # else a VENV given to the make around this test counts
+
+    def would_do(*given: str) -> str:
+        return subprocess.run(
+            ["make", "--dry-run", "clean", *given],
+            cwd=root,
+            env={**environment, "VENV": "/precious"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    assert "rm -rf .venv " in would_do()
+    assert "precious" not in would_do()
+    assert "rm -rf mine " in would_do("VENV=mine")
+
+
+def test_every_op_can_be_explained_and_is_in_the_readme(root: Path) -> None:
+    from udp_fast import ops
+    from udp_fast.backends.registry import backend
+    from udp_fast.explain import OPS
+
+    defined = backend("reference").ops
+    # Not asked for by name: backward passes, and what only they use.
+    inner = {name for name in defined if name.endswith(("_backward", "_dx"))} | {"image_scale_"}
+    # pgd_step is pgd_step_ on a copy.
+    offered = {name for name in ops.__all__ if name in defined or f"{name}_" in defined}
+    assert set(OPS) == offered == (set(defined) - inner) | {"pgd_step"}
+    page = (root / "README.md").read_text(encoding="utf-8")
+    section = page.split("\n## The ops")[1].split("\n## ")[0]
+    first_cells = re.findall(r"^\|([^|]*`[^|]*)\|", section, re.M)
+    named = {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)}
+    assert {*OPS, "accumulate_timesteps_"} == named
 
 
 def test_options_in_the_readme_exist(root: Path) -> None:

@@ -164,7 +164,7 @@ def _local_folder(model: str | os.PathLike[str] | None) -> Path:
     except ImportError as error:
         raise ImportError(
             f"model: {model} is no local folder, and fetching it from the hub needs "
-            "huggingface_hub: pip install 'udp_fast[diffusers]'"
+            "huggingface_hub: pip install huggingface_hub"
         ) from error
     try:
         return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors"]))
@@ -196,7 +196,7 @@ def _diffusers() -> Any:
         import diffusers
     except ImportError as error:
         raise ImportError(
-            "this needs diffusers, which is not installed: pip install 'udp_fast[diffusers]'"
+            "this needs diffusers, which is not installed: pip install diffusers"
         ) from error
     return diffusers
 

@@ -69,7 +69,7 @@ def protect(
         steps, rounds: of the method; None for its defaults.
         model: None for the surrogate in the package; a folder or hub id; or a Denoiser.
         seed: every random draw follows from it and the image's pixels.
-        device: "auto", "cpu", "cuda", …
+        device: "auto" (the CPU: no GPU has run the GPU kernels yet), "cpu", "cuda", …
         mask: where an image may change. A folder of greyscale PNGs (files only), or one mask [H, W]
             (PIL, numpy, torch; >= half protects) for all, or a list of masks and None, one for each
             input.
@@ -86,6 +86,11 @@ def protect(
         ImageError: an image from memory cannot be protected. Files do not raise: see `result`.
         KeyboardInterrupt: after Ctrl-C, once whole files and the manifest are on the disk.
     """
+    if not (model is None or isinstance(model, (str, os.PathLike, Denoiser))):
+        raise TypeError(
+            f"model: got {type(model).__name__}, expected None, a folder, a hub id or a Denoiser"
+            " (udp_fast.diffusion.PixelDenoiser(unet, schedule) makes one of a UNet2DModel)"
+        )
     denoiser = None if isinstance(model, (str, os.PathLike)) else model
     options = Options(
         method=method,

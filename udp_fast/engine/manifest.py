@@ -7,7 +7,9 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import os
 import platform
+from collections.abc import Collection
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -21,24 +23,30 @@ from .options import Options
 from .results import RunResult
 
 NAME = "manifest.json"
-SCHEMA = "udp_fast.manifest/1"
+_SCHEMAS = "udp_fast.manifest/"
+SCHEMA = f"{_SCHEMAS}1"
 _PACKAGES = ("torch", "numpy", "diffusers", "pillow", "scikit-image", "safetensors")
 
 
 class Manifest:
-    """Collects what a run is, and writes it anew whenever more of it is done."""
+    """Collects what a run is, and writes it anew whenever more of it is done.
+
+    `targets` are the files that the run is to write. With `options.overwrite` an earlier manifest is
+    replaced if it lists no file but these, so that no record of a file that stays is lost.
+    """
 
     def __init__(
         self,
         folder: Path,
         options: Options,
         *,
+        targets: Collection[Path],
         command: list[str] | None = None,
         denoiser: Denoiser | None = None,
     ) -> None:
-        self.path = _free_name(folder, overwrite=options.overwrite)
-        self._first = True
-        self._overwrite = options.overwrite
+        self.path = _free_name(folder, set(targets) if options.overwrite else None)
+        # A name that is free now may be taken before the first write; after it, it is ours.
+        self._replace = os.path.lexists(self.path)
         self._head = {
             "schema": SCHEMA,
             "started": _now(),
@@ -67,9 +75,8 @@ class Manifest:
         }
         text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         data = text.encode(errors="backslashreplace")  # names may hold bytes that are no text
-        # The first time the name may have been taken since it was chosen; then it is ours.
-        publish_bytes(self.path, data, overwrite=self._overwrite or not self._first)
-        self._first = False
+        publish_bytes(self.path, data, overwrite=self._replace)
+        self._replace = True
 
 
 def describe_options(options: Options) -> dict[str, Any]:
@@ -157,12 +164,25 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _free_name(folder: Path, *, overwrite: bool) -> Path:
+def _free_name(folder: Path, replaced: set[Path] | None) -> Path:
+    """The first name that is free, or whose manifest lists none but the `replaced` files."""
     path, number = folder / NAME, 2
-    while path.exists() and not overwrite:
+    while os.path.lexists(path) and (replaced is None or not _is_covered(path, replaced)):
         path = folder / f"{Path(NAME).stem}-{number}.json"
         number += 1
     return path
+
+
+def _is_covered(path: Path, replaced: set[Path]) -> bool:
+    """Whether this is a manifest of ours, and each output that it lists is among `replaced`."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not found["schema"].startswith(_SCHEMAS):
+            return False
+        outputs = [row["output"] for row in found["images"]]
+        return replaced.issuperset(path.parent / name for name in outputs if name is not None)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return False  # somebody else's file, of whatever form
 
 
 def _now() -> str:

@@ -26,7 +26,7 @@ class Options:
     steps, rounds None for the method's default
     model         None for the surrogate in the package, else a folder or hub id
     seed          any integer; every random draw follows from it and from the image's pixels
-    device        "auto" (the CPU, where the native kernels are), "cpu", "cuda", "cuda:1", …
+    device        "auto" (the CPU), "cpu", "cuda", "cuda:1", …
     format        of the written files: png, webp (lossless) or jpeg
     overwrite     replace existing files (never an input)
     evaluate      measure the surrogate's loss on original, random noise and protected
@@ -80,7 +80,7 @@ class Options:
     def torch_device(self) -> torch.device:
         """The device meant by `device`. Raises ValueError, in words, if it is not there."""
         if self.device == "auto":
-            # No op has a GPU kernel in this version: whoever wants torch's own on a GPU says so.
+            # No GPU has run the GPU kernels yet: whoever wants them says so.
             return torch.device("cpu")
         try:
             device = torch.device(self.device)

@@ -69,13 +69,28 @@ def plan_files(
     file becomes its task's `refusal`.
 
     Raises:
-        PlanError: no image at all; a file stands where the output folder should be; two images
-            would be written to one name; there is no mask folder, or no mask in it fits any image.
+        PlanError: no image at all; a file stands where the output folder should be; the output or
+            mask folder is one of the input folders; two images would be written to one name; there
+            is no mask folder, or no mask in it fits any image.
     """
     if out.exists() and not out.is_dir():
         raise PlanError(f"output folder {out}: is a file")
     if mask is not None and not mask.is_dir():
         raise PlanError(f"mask folder {mask}: no such folder")
+    for given in map(Path, inputs):
+        # A file given by name may go beside itself: a second run names that file and no other.
+        if not given.is_dir():
+            continue
+        if same_file(given, out):
+            raise PlanError(
+                f"output folder {out}: is also an input, and a second run would take the results"
+                " for photographs: choose another"
+            )
+        if mask is not None and same_file(given, mask):
+            raise PlanError(
+                f"mask folder {mask}: is also an input, and the masks would be taken for"
+                " photographs: keep them in a folder of their own"
+            )
     apart = [folder.resolve() for folder in (out, mask) if folder is not None]
     found = list(_expand([Path(p) for p in inputs], recursive, apart))
     if all(file.skipped for file in found):

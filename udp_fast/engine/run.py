@@ -28,6 +28,7 @@ from ..images import (
     Written,
     explain_os_error,
     interrupts_held_back,
+    left_behind,
     mask_from_array,
     read_image,
     read_mask,
@@ -100,7 +101,13 @@ def run(
     state = _Run(tasks, options, denoiser, on_progress, on_result, on_protected)
     manifest = None
     if manifest_folder is not None:
-        manifest = Manifest(manifest_folder, options, command=command, denoiser=denoiser)
+        manifest = Manifest(
+            manifest_folder,
+            options,
+            targets=[task.target for task in tasks if task.target and not task.refusal],
+            command=command,
+            denoiser=denoiser,
+        )
         state.result.manifest = manifest.path
 
     def save(status: str) -> None:
@@ -312,6 +319,10 @@ class _Run:
             image.survived = survived(work.photo.colour, colour, written.colour)
             if image.survived is not None:
                 image.notes.append(f"JPEG: {image.survived:.0%} of the change survives")
+            largest, levels = image.max_difference or 0, self.options.eps.levels
+            if largest > levels:
+                image.notes.append(f"differs by up to {largest} levels, ε allows {levels}")
+        image.notes += left_behind(work.photo, self.options.format)
         return written.colour
 
     def _measure(self, work: _Work, colour: Tensor, image: ImageResult) -> None:

@@ -26,7 +26,7 @@ from .read import (
     read_image,
     read_pil,
 )
-from .write import FORMATS, LOSSLESS, Written, photo_to_pil, write_image
+from .write import FORMATS, LOSSLESS, Written, left_behind, photo_to_pil, write_image
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
@@ -43,6 +43,7 @@ __all__ = [
     "explain_os_error",
     "find_mask",
     "interrupts_held_back",
+    "left_behind",
     "looks_like_image",
     "mask_from_array",
     "measure",

@@ -27,6 +27,7 @@ class Photo:
     dpi        pixels per inch (x, y), or None
     png_chunks colour-space chunks (gAMA, cHRM, sRGB) that a PNG output needs to look the same
     png_text   textual PNG chunks (author, copyright, …)
+    comment    of a JPEG or GIF, as it is stored, or None
     orientation  the EXIF orientation, 1 to 8: kept as a tag, the pixels stay as they are stored
     notes      what the reader had to do or noticed, in words
     """
@@ -45,6 +46,7 @@ class Photo:
     dpi: tuple[float, float] | None = None
     png_chunks: tuple[tuple[bytes, bytes], ...] = ()
     png_text: tuple[tuple[str, str], ...] = ()
+    comment: bytes | None = None
     orientation: int = 1
     notes: tuple[str, ...] = field(default=())
 

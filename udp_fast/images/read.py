@@ -86,7 +86,7 @@ _pillow_limit_lock = threading.RLock()
 
 def pixel_limit(max_pixels: int | None = None) -> int:
     """The largest image, in pixels, that is decoded: the argument, else UDP_FAST_MAX_PIXELS, else
-    `DEFAULT_MAX_PIXELS`. Raises ValueError if what was given is not a positive integer."""
+    `DEFAULT_MAX_PIXELS`. Raises TypeError or ValueError if that is not a positive integer."""
     if max_pixels is None:
         text = os.environ.get(MAX_PIXELS_VARIABLE, "").strip()
         if not text:
@@ -94,6 +94,8 @@ def pixel_limit(max_pixels: int | None = None) -> int:
         if not text.isdecimal() or int(text) == 0:
             raise ValueError(f"{MAX_PIXELS_VARIABLE}: got {text!r}, expected a positive integer")
         return int(text)
+    if isinstance(max_pixels, bool) or not isinstance(max_pixels, int):
+        raise TypeError(f"max_pixels: got {max_pixels!r}, expected a positive integer")
     if max_pixels <= 0:
         raise ValueError(f"max_pixels: got {max_pixels}, expected a positive integer")
     return max_pixels
@@ -131,7 +133,7 @@ def read_image(path: Path, *, max_pixels: int | None = None) -> Photo:
     Raises:
         ImageError: missing, unreadable, empty, not an image, truncated, too large (`pixel_limit`),
             too small (`MIN_SIDE`), animated, or in a colour mode that 8 bits cannot hold.
-        ValueError: `max_pixels` or its environment variable is not a positive integer.
+        TypeError, ValueError: `max_pixels` or its environment variable is not a positive integer.
     """
     with _opened(path, pixel_limit(max_pixels)) as (file, image):
         notes = []
@@ -198,6 +200,7 @@ def read_pil(
             for key, value in (getattr(image, "text", None) or {}).items()
             if key != "XML:com.adobe.xmp"
         ),
+        comment=_comment(image),
         orientation=orientation,
         notes=tuple(said),
     )
@@ -399,6 +402,12 @@ def _xmp(image: Image.Image) -> bytes | None:
     if isinstance(xmp, str):
         xmp = xmp.encode()
     return xmp if isinstance(xmp, bytes) and xmp else None
+
+
+def _comment(image: Image.Image) -> bytes | None:
+    comment = image.info.get("comment")
+    # A PNG's text of that name is a string, and among its texts already.
+    return comment if isinstance(comment, bytes) and comment else None
 
 
 def _png_colour_chunks(image: Image.Image) -> tuple[tuple[bytes, bytes], ...]:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -24,6 +24,8 @@ LOSSLESS = frozenset({"png", "webp"})
 
 # As good as JPEG gets without turning into a different trade: no chroma subsampling.
 JPEG_OPTIONS = {"quality": 95, "subsampling": 0}
+# What one segment of a JPEG holds.
+LONGEST_JPEG_COMMENT = 65533
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Written:
 
 
 def photo_to_pil(colour: Tensor, like: Photo) -> Image.Image:
-    """A Pillow image of `colour` (uint8 [3, H, W]) with `like`'s alpha, mode, EXIF and ICC.
+    """A Pillow image of `colour` (uint8 [3, H, W]) with `like`'s alpha, mode, EXIF, ICC
+    and comment.
 
     A grey photo takes the first plane; the three must be equal.
     """
@@ -58,7 +61,42 @@ def photo_to_pil(colour: Tensor, like: Photo) -> Image.Image:
         image.info["icc_profile"] = like.icc
     if like.dpi is not None:
         image.info["dpi"] = like.dpi
+    if like.comment is not None:
+        image.info["comment"] = like.comment
     return image
+
+
+def left_behind(like: Photo, format: str) -> list[str]:
+    """What came with the photo and has no place in a file of this format, a note for each block."""
+    notes = []
+    if format != "png":
+        if like.png_text:
+            names = ", ".join(dict.fromkeys(key for key, _ in like.png_text))
+            notes.append(f"its PNG texts ({names}) are not carried over")
+        chunks = [name.decode() for name, _ in like.png_chunks]
+        # Both are idle beside a profile or an sRGB chunk, and without any of them colours are sRGB.
+        if like.icc is None and "sRGB" not in chunks and chunks:
+            notes.append(f"its colour chunks ({', '.join(chunks)}) are not carried over")
+    if format == "webp" and like.dpi is not None and not _has_resolution(like.exif):
+        notes.append(f"its resolution ({like.dpi[0]:.0f} dpi) is not carried over")
+    if like.comment is not None and not _holds_comment(like.comment, format):
+        notes.append("its comment is not carried over")
+    return notes
+
+
+def _has_resolution(exif: bytes | None) -> bool:
+    if exif is None:
+        return False
+    block = Image.Exif()
+    try:
+        block.load(exif)
+    except Exception:  # a broken block is passed on as it came, and read by nobody
+        return False
+    return ExifTags.Base.XResolution in block
+
+
+def _holds_comment(comment: bytes, format: str) -> bool:
+    return format == "png" or (format == "jpeg" and len(comment) <= LONGEST_JPEG_COMMENT)
 
 
 def write_image(
@@ -123,6 +161,15 @@ def _same_plane(found: Tensor | None, expected: Tensor | None) -> bool:
     return torch.equal(found, expected.cpu())
 
 
+def _text(comment: bytes) -> str:
+    """A comment has no declared encoding: UTF-8 where it is that, else Latin-1, which always is."""
+    comment = comment.rstrip(b"\0")
+    try:
+        return comment.decode("utf-8")
+    except UnicodeDecodeError:
+        return comment.decode("latin-1")
+
+
 def _save(image: Image.Image, file: BinaryIO, like: Photo, format: str) -> None:
     options: dict[str, object] = {}
     if like.exif is not None:
@@ -140,6 +187,9 @@ def _save(image: Image.Image, file: BinaryIO, like: Photo, format: str) -> None:
     if format == "jpeg":
         if like.xmp is not None:
             options["xmp"] = like.xmp
+        if like.comment is not None:
+            fits = _holds_comment(like.comment, format)
+            options["comment"] = like.comment if fits else b""
         image.save(file, "JPEG", **JPEG_OPTIONS, **options)
         return
     extra = PngInfo()
@@ -147,6 +197,8 @@ def _save(image: Image.Image, file: BinaryIO, like: Photo, format: str) -> None:
         extra.add(name, content)
     for key, value in like.png_text:
         extra.add_itxt(key, value)
+    if like.comment is not None:
+        extra.add_itxt("Comment", _text(like.comment))
     if like.xmp is not None:
         extra.add_itxt("XML:com.adobe.xmp", like.xmp.decode("utf-8", errors="replace"))
     image.save(file, "PNG", pnginfo=extra, **options)

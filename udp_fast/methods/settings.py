@@ -82,6 +82,10 @@ class Settings:
                 raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+        if self.alpha is not None and self.alpha > 1:
+            raise ValueError(
+                f"alpha: expected a step in [0, 1] image units, such as 2/255, got {self.alpha}"
+            )
         if 2 * self.overlap > self.tile:
             raise ValueError(
                 f"overlap: expected at most half of tile ({self.tile} pixels), got {self.overlap}"
