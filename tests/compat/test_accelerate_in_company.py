@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import json
 import threading
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 pytest.importorskip("diffusers")
 
 from diffusers import Transformer2DModel
+from diffusers.models.attention_processor import AttnProcessor2_0
 from networks import (
     NETWORKS,
     SD15,
@@ -31,6 +33,7 @@ from networks import (
 )
 
 import udp_fast
+from udp_fast.compat.diffusers import Acceleration
 
 
 def frozen(name: str) -> tuple[Network, nn.Module, Tensor]:
@@ -222,8 +225,6 @@ def test_hooks_see_what_they_saw() -> None:
 
 
 def test_what_is_not_known_stays() -> None:
-    from diffusers.models.attention_processor import AttnProcessor2_0
-
     class MyProcessor(AttnProcessor2_0):
         pass
 
@@ -342,6 +343,191 @@ def test_an_acceleration_that_nobody_holds_is_there_to_stay() -> None:
     assert state(module) == accelerated
 
 
+ORDERS = [*itertools.permutations(range(2)), *itertools.permutations(range(3))]
+
+
+def overlapping(
+    module: nn.Module, count: int, override: Callable[[], object]
+) -> list[Acceleration]:
+    """Accelerations of one network, before each of which but the first somebody overrides the last."""
+    done = [udp_fast.accelerate(module)]
+    for _ in range(count - 1):
+        override()
+        done.append(udp_fast.accelerate(module))
+    return done
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_undone_in_any_order_with_training_in_between(order: tuple[int, ...]) -> None:
+    module = SD15()
+    module.conv_in.requires_grad_(False)
+    before = state(module)
+    done = overlapping(module, len(order), partial(module.conv_out.requires_grad_, True))
+    accelerated = state(module)
+    assert not any(accelerated["requires_grad"].values())
+    for at in order[:-1]:
+        done[at].undo()
+        assert state(module)["classes"] == accelerated["classes"]
+        assert not module.mid_block.resnets[0].conv1.weight.requires_grad
+        if at == len(order) - 1:  # it alone had frozen the last layer, since that was trained
+            accelerated = state(module)
+            assert module.conv_out.weight.requires_grad
+        assert state(module) == accelerated
+    done[order[-1]].undo()
+    assert state(module) == before
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_undone_in_any_order_with_processors_set_in_between(order: tuple[int, ...]) -> None:
+    module = SD15()
+    before = state(module)
+    mine: list[AttnProcessor2_0] = []
+
+    def override() -> None:
+        mine.append(AttnProcessor2_0())
+        module.set_attn_processor(mine[-1])
+
+    done = overlapping(module, len(order), override)
+    for at in order:
+        done[at].undo()
+        if at == len(order) - 1:
+            assert set(state(module)["processors"].values()) == {id(mine[-1])}
+    after = state(module)
+    assert set(after.pop("processors").values()) == {id(mine[-1])}
+    assert after == {what: was for what, was in before.items() if what != "processors"}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_undone_in_any_order_with_layers_given_back_in_between(order: tuple[int, ...]) -> None:
+    module = SD15()
+    before = state(module)
+    act = module.conv_act
+
+    def override() -> None:
+        for name, m in module.named_modules():
+            m.__class__ = before["classes"][name]
+        module.conv_act = act
+
+    done = overlapping(module, len(order), override)
+    accelerated = state(module)
+    last = order.index(len(order) - 1)
+    for at in order[:last]:
+        done[at].undo()
+        assert state(module) == accelerated
+    for at in order[last:]:
+        done[at].undo()
+        assert state(module)["classes"] == before["classes"]
+    assert state(module) == before
+
+
+@pytest.mark.parametrize("order", ORDERS[2:])
+def test_one_that_came_late_holds_what_it_found(order: tuple[int, ...]) -> None:
+    module = SD15()
+    before = state(module)
+    done = overlapping(module, 2, partial(module.requires_grad_, True))
+    accelerated = state(module)
+    done.append(udp_fast.accelerate(module))
+    assert state(module) == accelerated
+    for at in order:
+        done[at].undo()
+        # The second froze the weights again and the third found them so, for which they were free in
+        # the first.
+        left = set(range(3)) - set(order[: order.index(at) + 1])
+        assert all(p.requires_grad for p in module.parameters()) == (not left & {1, 2})
+        assert (state(module)["classes"] == accelerated["classes"]) == bool(left)
+    assert state(module) == before
+
+
+def test_one_that_came_and_went_leaves_no_trace() -> None:
+    module = SD15()
+    before = state(module)
+    with udp_fast.accelerate(module):
+        ours = dict(module.attn_processors)
+        module.set_attn_processor(AttnProcessor2_0())
+        module.requires_grad_(True)
+        found = state(module)
+        with udp_fast.accelerate(module):
+            assert state(module) != found
+        assert state(module) == found
+        module.set_attn_processor(ours)
+        module.requires_grad_(False)
+    assert state(module) == before
+
+
+def test_a_processor_of_ours_put_back_is_still_taken_back() -> None:
+    module = SD15()
+    before = state(module)
+    outer = udp_fast.accelerate(module)
+    ours = dict(module.attn_processors)
+    module.set_attn_processor(AttnProcessor2_0())
+    inner = udp_fast.accelerate(module)
+    module.set_attn_processor(ours)
+    outer.undo()
+    inner.undo()
+    assert state(module) == before
+
+
+def test_what_cannot_be_taken_back_keeps_nothing_else() -> None:
+    module = SD15()
+    before = state(module)
+    attn = module.mid_block.attentions[0].transformer_blocks[0].attn2
+    done = udp_fast.accelerate(module)
+
+    def refuse(_processor: Any) -> None:
+        raise RuntimeError("not now")
+
+    attn.set_processor = refuse
+    with pytest.raises(RuntimeError, match="not now"):
+        done.undo()
+    after = state(module)
+    name = "mid_block.attentions.0.transformer_blocks.0.attn2"
+    for what, was in before.items():
+        kept = (
+            {n for n, v in was.items() if after[what][n] != v} if isinstance(was, dict) else set()
+        )
+        assert kept == ({name} if what in ("processors", "attributes") else set()), what
+    with pytest.raises(RuntimeError, match="not now"):
+        done.undo()
+    del attn.set_processor
+    done.undo()
+    assert state(module) == before
+
+
+def test_undoing_where_parts_are_gone_or_other_ones() -> None:
+    module = SD15()
+    classes = state(module)["classes"]
+    blocks = module.mid_block.resnets
+    with udp_fast.accelerate(module):
+        del module.mid_block.attentions, blocks[0].conv1, blocks[0].norm1.weight, module.conv_act
+        attn = module.up_blocks[1].attentions[0].transformer_blocks[0].attn1
+        del attn.processor
+        blocks[1].conv1 = nn.Conv2d(96, 96, 1)
+        blocks[1].conv2.weight = nn.Parameter(blocks[1].conv2.weight.clone(), requires_grad=False)
+        blocks[1].norm1.weight.data = torch.ones(96, dtype=torch.int8)
+    for name, m in module.named_modules():
+        assert type(m) is classes[name], name
+    fixed = {name for name, p in module.named_parameters() if not p.requires_grad}
+    assert fixed == {"mid_block.resnets.1.conv2.weight", "mid_block.resnets.1.norm1.weight"}
+
+
+def test_an_accelerate_interrupted_between_doing_and_returning_leaves_nothing() -> None:
+    module = SD15()
+    attn = module.mid_block.attentions[0].transformer_blocks[0].attn2
+    theirs = attn.set_processor
+    interruptions = [KeyboardInterrupt()]
+
+    def interrupt(processor: Any) -> None:
+        theirs(processor)
+        if interruptions:
+            raise interruptions.pop()
+
+    attn.set_processor = interrupt
+    before = state(module)
+    with pytest.raises(KeyboardInterrupt):
+        udp_fast.accelerate(module)
+    assert state(module) == before
+
+
 def test_copies_stay_accelerated() -> None:
     network = NETWORKS["ddpm"]
     module, x = network.make(), image(network)
@@ -390,6 +576,19 @@ def test_threads_accelerate_run_and_undo_at_once(modules: int) -> None:
             assert torch.equal(dx, expected[1])
 
     in_threads(*(lambda m=m: work(m) for m in [module, *others] * (3 - modules)))
+    assert state(module) == before
+
+
+def test_threads_accelerate_and_train_at_once() -> None:
+    module = SD15()
+    before = state(module)
+
+    def work() -> None:
+        for _ in range(8):
+            with udp_fast.accelerate(module):
+                module.requires_grad_(True)
+
+    in_threads(*[work] * 4)
     assert state(module) == before
 
 

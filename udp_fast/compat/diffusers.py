@@ -486,17 +486,35 @@ class Left:
 
 @dataclass(eq=False)
 class _Change:
-    """Something done to one object or to a pair; the last acceleration that lets go takes it back."""
+    """Something done to one object or to a pair; the last acceleration that lets go takes it back.
+
+    Where somebody has overridden a change, the next acceleration makes another of the same object.
+    Whoever holds that one holds those under it as well: none is taken back beneath it.
+
+    Attributes:
+        take_back: leaves a class or processor that was set since, and may be repeated.
+        under: the changes of the same objects that were held when this one was made, oldest first.
+    """
 
     keys: tuple[_Key, ...]
     take_back: Callable[[], object]
+    under: tuple[_Change, ...]
     holders: int = 0
+
+    def forget(self) -> None:
+        for key in self.keys:
+            if _changes.get(key) is self:
+                del _changes[key]
+                below = (c for c in reversed(self.under) if key in c.keys and c.holders)
+                if (top := next(below, None)) is not None:
+                    _changes[key] = top
 
 
 #: What was done, and the id of the object that it was done to.
 _Key = tuple[str, int]
 
-#: What some acceleration holds. A change keeps its objects alive, so no id is given away meanwhile.
+#: What some acceleration holds, of each object the latest. A change keeps its objects alive, so no id
+#: is given away meanwhile.
 _changes: WeakValueDictionary[_Key, _Change] = WeakValueDictionary()
 
 #: One `accelerate` or `undo` at a time; the modules' forward methods share no state.
@@ -520,15 +538,30 @@ class Acceleration:
 
     def undo(self) -> None:
         """Takes back classes, processors and requires_grad, as far as no other acceleration of the
-        same modules still wants them. Safe to repeat, and from any thread."""
+        same modules still wants them. Safe to repeat, and from any thread.
+
+        Accelerations that overlap may be undone in any order. The last leaves what was before the first,
+        or what somebody has set since: a class or processor of his stays, and one that a later
+        acceleration replaced comes back when that is undone. A frozen parameter requires its gradient
+        again, whatever it was told meanwhile; one that was put in the place of another stays as it is.
+
+        Raises the first error of those that came up, when all else is taken back; a further call tries
+        once more what failed.
+        """
+        first: BaseException | None = None
         with _lock:
-            while self._held:
-                _, change = self._held.popitem()
+            for key, change in reversed(list(self._held.items())):
+                if change.holders == 1:
+                    try:
+                        change.take_back()
+                    except BaseException as error:  # an interruption waits as well
+                        first = first or error
+                        continue
+                    change.forget()
                 change.holders -= 1
-                if change.holders == 0:
-                    change.take_back()
-                    for key in change.keys:
-                        del _changes[key]
+                del self._held[key]
+        if first is not None:
+            raise first
 
     def __enter__(self) -> Acceleration:
         return self
@@ -556,16 +589,21 @@ class Acceleration:
 
     def _hold(self, change: _Change | None) -> None:
         """None: of an acceleration that nobody holds any more, which is there to stay."""
-        if change is not None and id(change) not in self._held:
-            self._held[id(change)] = change
-            change.holders += 1
+        for each in () if change is None else (*change.under, change):
+            if id(each) not in self._held:
+                self._held[id(each)] = each
+                each.holders += 1
 
-    def _changed(
+    def _will_change(
         self, what: str, objects: Iterable[object], take_back: Callable[[], object]
     ) -> None:
-        change = _Change(tuple((what, id(x)) for x in objects), take_back)
-        _changes.update(dict.fromkeys(change.keys, change))
+        """To be called before the change is made: it may be interrupted at any point."""
+        keys = tuple((what, id(x)) for x in objects)
+        found = [top for top in map(_changes.get, keys) if top is not None]
+        under = dict.fromkeys(change for top in found for change in (*top.under, top))
+        change = _Change(keys, take_back, tuple(under))
         self._hold(change)
+        _changes.update(dict.fromkeys(keys, change))
 
 
 def _named_modules(target: Any) -> Iterator[tuple[str, nn.Module]]:
@@ -702,14 +740,14 @@ def _set_processor(report: Acceleration, name: str, attn: Any) -> None:
     if isinstance(ours, str):
         report.left.append(Left(name, kind, ours))
         return
-    attn.set_processor(ours)
     report.replaced[name] = kind
 
     def take_back() -> None:
-        if attn.processor is ours:  # else somebody set another one since
+        if getattr(attn, "processor", None) is ours:  # else somebody set another one since
             attn.set_processor(theirs)
 
-    report._changed("processor", [attn], take_back)
+    report._will_change("processor", [attn], take_back)
+    attn.set_processor(ours)
 
 
 def _set_classes(report: Acceleration, name: str, module: nn.Module) -> None:
@@ -730,15 +768,15 @@ def _set_classes(report: Acceleration, name: str, module: nn.Module) -> None:
     if module in found:
         report.replaced[name] = type(module).__name__
     before = {part: type(part) for part in found}
-    for part, ours in found.items():
-        part.__class__ = ours
 
     def take_back() -> None:
         for part, theirs in before.items():
             if type(part) is found[part]:  # else somebody gave it another one since
                 part.__class__ = theirs
 
-    report._changed("class", found, take_back)
+    report._will_change("class", found, take_back)
+    for part, ours in found.items():
+        part.__class__ = ours
 
 
 def _fold(report: Acceleration, name: str, module: Any) -> None:
@@ -750,16 +788,16 @@ def _fold(report: Acceleration, name: str, module: Any) -> None:
         return
     # Another object: older versions of diffusers have one SiLU for all networks.
     folded = UDPFoldedSiLU().train(act.training)
-    norm.__class__, module.conv_act = UDPGroupNormSiLU, folded
     report.replaced[f"{name}.conv_act".lstrip(".")] = "SiLU"
 
     def take_back() -> None:
         if type(norm) is UDPGroupNormSiLU:
             norm.__class__ = nn.GroupNorm  # type: ignore[assignment]
-        if module.conv_act is folded:
+        if getattr(module, "conv_act", None) is folded:
             module.conv_act = act
 
-    report._changed("class", [norm, folded], take_back)
+    report._will_change("class", [norm, folded], take_back)
+    norm.__class__, module.conv_act = UDPGroupNormSiLU, folded
 
 
 def _freeze(report: Acceleration, named: list[tuple[str, nn.Module]]) -> None:
@@ -768,7 +806,11 @@ def _freeze(report: Acceleration, named: list[tuple[str, nn.Module]]) -> None:
             if not parameter.requires_grad:
                 report._hold(_changes.get(("requires_grad", id(parameter))))
                 continue
-            parameter.requires_grad_(False)
             report.frozen.append(name)
-            take_back = partial(parameter.requires_grad_, True)
-            report._changed("requires_grad", [parameter], take_back)
+            report._will_change("requires_grad", [parameter], partial(_thaw, parameter))
+            parameter.requires_grad_(False)
+
+
+def _thaw(parameter: nn.Parameter) -> None:
+    if parameter.is_floating_point() or parameter.is_complex():  # else it was quantised since
+        parameter.requires_grad_(True)
