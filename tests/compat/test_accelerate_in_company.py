@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 pytest.importorskip("diffusers")
 
@@ -755,3 +756,30 @@ def test_nothing_is_left_to_the_reference(name: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("UDP_FAST_STRICT", "1")
     with udp_fast.accelerate(module):
         assert_same(gradient(network, module, x), plain, exact)
+
+
+@pytest.mark.parametrize("how", ["replaced", "parametrised"])
+def test_the_last_normalisation_may_become_another(how: str) -> None:
+    """Its SiLU, which ours had applied within, is then applied again by the network."""
+    network = NETWORKS["ddpm"]
+    module, x = network.make(), image(network)
+    plain = gradient(network, module, x)
+    with udp_fast.accelerate(module):
+        if how == "replaced":
+            module.conv_norm_out = copy.deepcopy(module.conv_norm_out)
+            module.conv_norm_out.__class__ = nn.GroupNorm
+        else:
+            parametrize.register_parametrization(module.conv_norm_out, "weight", nn.Identity())
+        for mine, theirs in zip(gradient(network, module, x), plain, strict=True):
+            assert relative(mine, theirs) < 1e-4
+
+
+def test_an_accelerated_network_is_copied_whole() -> None:
+    network = NETWORKS["ddpm"]
+    module, x = network.make(), image(network)
+    with udp_fast.accelerate(module):
+        twin = copy.deepcopy(module)
+        twin.conv_norm_out = nn.GroupNorm(32, 32)  # the copy's SiLU looks at the copy's
+        mine = network.run(module, x)
+        assert network.run(twin, x).shape == mine.shape
+        assert torch.equal(network.run(module, x), mine)

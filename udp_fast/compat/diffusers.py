@@ -181,10 +181,17 @@ class UDPGroupNormSiLU(UDPGroupNorm):
 
 
 class UDPFoldedSiLU(nn.SiLU):
-    """A SiLU that the normalisation before it has applied already."""
+    """A SiLU that the network's last normalisation has applied already, as long as that is ours: it may
+    be replaced or parametrised meanwhile."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._network = (network,)  # in a tuple, for it is no part of this module
 
     def forward(self, input: Tensor) -> Tensor:
-        return input if type(self) is UDPFoldedSiLU else F.silu(input)
+        norm = self._network[0].conv_norm_out
+        is_applied = type(self) is UDPFoldedSiLU and type(norm) is UDPGroupNormSiLU
+        return input if is_applied else F.silu(input)
 
 
 def _is_overridden(module: nn.Module) -> bool:
@@ -787,7 +794,7 @@ def _fold(report: Acceleration, name: str, module: Any) -> None:
     if _is_watched(norm) or _is_watched(act):
         return
     # Another object: older versions of diffusers have one SiLU for all networks.
-    folded = UDPFoldedSiLU().train(act.training)
+    folded = UDPFoldedSiLU(module).train(act.training)
     report.replaced[f"{name}.conv_act".lstrip(".")] = "SiLU"
 
     def take_back() -> None:
