@@ -128,45 +128,59 @@ def test_the_loss_is_that_of_the_noise_that_q_sample_drew(backend_name):
     assert denoising_loss(noise, key=key) == 0
 
 
-@pytest.mark.parametrize("kind", ["explicit", *TYPES])
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_autograd_matches_torch(backend_name, kind, reduction):
-    shape = (2, 3, 6, 6)
-    t, weight = torch.tensor([4, 30]), torch.tensor([0.5, 2.0])
-    tensors = [floats(shape, i).requires_grad_() for i in range(3)]
-    twins = [v.detach().double().requires_grad_() for v in tensors]
-    upstream = torch.tensor([1.0, 3.0]) if reduction == "none" else torch.tensor(1.0)
+T, WEIGHT = [4, 30], [0.5, 2.0]
 
-    pred, x, noise = tensors
+
+def loss_of(kind, reduction, pred, x, noise):
+    """With the weights WEIGHT; ``x`` is the target itself where that is explicit."""
+    weight = torch.tensor(WEIGHT)
     if kind == "explicit":
-        loss = denoising_loss(pred, x, weight=weight, reduction=reduction)
-    else:
-        options = {"noise": noise} if kind != "sample" else {}
-        loss = denoising_loss(
-            pred,
-            x=x,
-            t=t,
-            alphas_cumprod=table(),
-            weight=weight,
-            prediction_type=kind,
-            reduction=reduction,
-            **options,
-        )
-    loss.backward(upstream)
+        return denoising_loss(pred, x, weight=weight, reduction=reduction)
+    return denoising_loss(
+        pred,
+        x=x,
+        t=torch.tensor(T),
+        alphas_cumprod=table(),
+        weight=weight,
+        prediction_type=kind,
+        reduction=reduction,
+        **({"noise": noise} if kind != "sample" else {}),
+    )
 
-    p, y, n = twins
-    level = table()[t]
+
+def loss_by_torch(kind, reduction, pred, x, noise):
+    level = table()[torch.tensor(T)]
     a = level.sqrt().double().view(-1, 1, 1, 1)
     s = (1 - level).sqrt().double().view(-1, 1, 1, 1)
     target = {
-        "explicit": y,
-        "epsilon": n,
-        "v_prediction": a * n - s * y,
-        "sample": y,
-        "flow": n - y,
+        "explicit": x,
+        "epsilon": noise,
+        "v_prediction": a * noise - s * x,
+        "sample": x,
+        "flow": noise - x,
     }
-    per_image = (p - target[kind]).square().flatten(1).mean(1) * weight
-    expected = {"mean": per_image.mean(), "sum": per_image.sum(), "none": per_image}[reduction]
+    per_image = (pred - target[kind]).square().flatten(1).mean(1) * torch.tensor(WEIGHT)
+    return {"mean": per_image.mean(), "sum": per_image.sum(), "none": per_image}[reduction]
+
+
+@pytest.fixture(params=["eager", "library"])
+def way(request, monkeypatch):
+    """Through our own autograd function, or through torch.library as for a tensor's subclass."""
+    if request.param == "library":
+        module = sys.modules[denoising_loss.__module__]
+        monkeypatch.setattr(module.check, "is_eager", lambda *tensors: False)
+
+
+@pytest.mark.parametrize("kind", ["explicit", *TYPES])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_autograd_matches_torch(backend_name, way, kind, reduction):
+    tensors = [floats((2, 3, 6, 6), i).requires_grad_() for i in range(3)]
+    twins = [v.detach().double().requires_grad_() for v in tensors]
+    upstream = torch.tensor([1.0, 3.0]) if reduction == "none" else torch.tensor(1.0)
+
+    loss = loss_of(kind, reduction, *tensors)
+    loss.backward(upstream)
+    expected = loss_by_torch(kind, reduction, *twins)
     expected.backward(upstream.double())
 
     assert torch.allclose(loss.double(), expected, rtol=1e-6)
@@ -175,6 +189,70 @@ def test_autograd_matches_torch(backend_name, kind, reduction):
             assert got.grad is None or not got.grad.any()
         else:
             assert torch.allclose(got.grad.double(), want.grad, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["explicit", *TYPES])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_second_derivatives_match_torch(backend_name, way, kind, reduction):
+    tensors = [floats((2, 3, 6, 6), i).requires_grad_() for i in range(3)]
+    twins = [v.detach().double().requires_grad_() for v in tensors]
+
+    def penalised(loss, pred, x, noise):
+        """Its gradient takes the loss's through pred and target, upstream factor and both together."""
+        grads = torch.autograd.grad(
+            loss(kind, reduction, pred**2, x**2, noise**2).square().sum(),
+            (pred, x, noise),
+            create_graph=True,
+            allow_unused=True,
+        )
+        again = loss(kind, reduction, pred, x, noise).sum()
+        return again + sum((1 + i) * g.square().sum() for i, g in enumerate(grads) if g is not None)
+
+    penalised(loss_of, *tensors).backward()
+    penalised(loss_by_torch, *twins).backward()
+    for got, want in zip(tensors, twins, strict=True):
+        if want.grad is None:
+            assert got.grad is None or not got.grad.any()
+        else:
+            assert torch.allclose(got.grad.double(), want.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_derivatives_of_any_order_in_float64(way):
+    x = floats((2, 3), 0, F64).requires_grad_()
+    target = floats((2, 3), 1, F64)
+
+    def third(loss):
+        y = loss(x**2, target) ** 2
+        for _ in range(3):
+            (y,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        return y
+
+    assert torch.allclose(third(denoising_loss), third(torch.nn.functional.mse_loss))
+
+
+def test_a_first_gradient_has_no_graph(backend_name, way):
+    pred = floats((2, 3, 6, 6), 0).requires_grad_()
+    (grad,) = torch.autograd.grad(denoising_loss(pred, floats((2, 3, 6, 6), 1)), pred)
+    assert not grad.requires_grad
+
+
+class Stop(torch.autograd.Function):
+    """Its argument, and backward no gradient at all."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+def test_an_undefined_upstream_gradient_is_zero(backend_name, way):
+    pred = floats((2, 3, 6, 6), 0).requires_grad_()
+    loss = denoising_loss(pred, floats((2, 3, 6, 6), 1))
+    (Stop.apply(loss) + pred.sum()).backward()
+    assert torch.equal(pred.grad, torch.ones_like(pred))
 
 
 def test_backward_twice_and_upstream_factors(backend_name):

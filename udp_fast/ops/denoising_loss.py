@@ -18,6 +18,9 @@ the factor one (`image_scale_`): a bfloat16 prediction with redrawn noise costs 
 loss and gradient, and 8 where there is a factor (a GradScaler's, say). A forward for the loss alone and
 a backward for the gradient alone would cost 6 in either case and draw the noise twice; with a target in
 memory, 10 against 6 and 10. Where the graph is kept for another backward, the gradient is copied.
+
+The loss is a square: its gradient is linear in pred and the target, with one number an image, so further
+derivatives need no tensor that the first does not.
 """
 
 from __future__ import annotations
@@ -65,33 +68,56 @@ def _loss_dtype(pred: Tensor) -> torch.dtype:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    _pred, target, x, t, table, noise, _key, _weight, ctx.prediction_type, _, ctx.grad_scale = (
-        inputs
-    )
+    _pred, target, x, t, table, noise, _key, weight, ctx.prediction_type, with_grad, scale = inputs
     _loss, grad = output
-    ctx.mark_non_differentiable(grad)  # an output of torch.library's op
+    # `grad` is differentiable: as backward uses it, a second derivative comes back here, through a node
+    # that is there anyway, and pred need not be saved.
+    if not with_grad:
+        ctx.mark_non_differentiable(grad)
     ctx.set_materialize_grads(False)  # else a zero gradient for it, as large as pred
-    ctx.save_for_backward(grad, t, table)
+    ctx.save_for_backward(grad, t, table, weight)
+    ctx.grad_scale = scale
     ctx.dtypes = [None if v is None else v.dtype for v in (target, x, noise)]
 
 
-def _backward(ctx: Any, grad_loss: Tensor, _grad_grad: Tensor | None) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad_loss: Tensor | None, grad_grad: Tensor | None) -> tuple[Any, ...]:
     # `grad` is dL/dpred of L = grad_scale * sum of the losses, which is what `denoising_loss` asks
     # backward for; only another use of the per-image losses leaves a factor to apply.
-    factor = grad_loss / ctx.grad_scale if ctx.grad_scale else torch.zeros_like(grad_loss)
-    return _gradients(ctx, ctx.needs_input_grad, factor, is_ours=False)
+    factor = grad_loss
+    if grad_loss is not None:
+        factor = grad_loss / ctx.grad_scale if ctx.grad_scale else torch.zeros_like(grad_loss)
+    return _gradients(ctx, ctx.needs_input_grad, factor, grad_grad, is_ours=False)
 
 
-def _gradients(ctx: Any, needs: tuple[bool, ...], factor: Tensor, is_ours: bool) -> tuple[Any, ...]:
+def _gradients(
+    ctx: Any,
+    needs: tuple[bool, ...],
+    factor: Tensor | None,
+    grad_grad: Tensor | None,
+    is_ours: bool,
+) -> tuple[Any, ...]:
     """For each input of the op; ``factor``, one for all images or [B], is what `grad` lacks. `grad` may
-    be handed out, or changed, only if it is ours: it is an output of torch.library's op."""
-    grad, t, table = ctx.saved_tensors
+    be handed out, or changed, only if it is ours: it is an output of torch.library's op. ``grad_grad``
+    is what a second derivative asks: the gradient of its result with respect to `grad`."""
+    grad, t, table, weight = ctx.saved_tensors
+    terms = [] if factor is None else [(grad, factor)]
+    multiply = image_scale
+    if torch.is_grad_enabled() or grad_grad is not None:
+        multiply = _differentiable_scale
+    if grad_grad is not None:
+        terms.append((grad_grad, _slope(grad, weight, ctx.grad_scale)))
+    if not terms:  # the upstream gradient is undefined, which means zero
+        return (None,) * 11
     needs_pred, needs_target, needs_x, _, _, needs_noise = needs[:6]
     target_dtype, x_dtype, noise_dtype = ctx.dtypes
     kind = ctx.prediction_type
 
     def scaled(per_image: Tensor | float, dtype: torch.dtype) -> Tensor:
-        return image_scale(grad, (factor * per_image).expand(grad.shape[:1])).to(dtype)
+        def term(y: Tensor, factor: Tensor) -> Tensor:
+            return multiply(y, factor.expand(y.shape[:1]) * per_image).to(dtype)
+
+        first, *others = (term(*pair) for pair in terms)
+        return first + others[0] if others else first
 
     a, s = (1.0, 1.0) if kind != "v_prediction" else coefficients(table[t], "diffusion")
     dpred = dtarget = dx = dnoise = None
@@ -101,13 +127,33 @@ def _gradients(ctx: Any, needs: tuple[bool, ...], factor: Tensor, is_ours: bool)
         dx = scaled(-1.0 if kind == "sample" else s, x_dtype)
     if needs_noise and kind != "sample":
         dnoise = scaled(-a, noise_dtype)
-    if needs_pred:  # last: it may change `grad`
-        dpred = _scaled_if_need_be(grad, factor, is_ours)
+    if needs_pred and multiply is not image_scale:
+        dpred = scaled(1.0, grad.dtype)
+    elif needs_pred:  # last: it may change `grad`
+        dpred = _scaled_if_need_be(grad, terms[0][1], is_ours)
     return dpred, dtarget, dx, None, None, dnoise, None, None, None, None, None
+
+
+def _differentiable_scale(x: Tensor, scale: Tensor) -> Tensor:
+    """`image_scale` in torch's own operations, differentiable in the scale as well, any number of times."""
+    f = _loss_dtype(x)
+    per_image = scale.to(f).reshape(-1, *[1] * (x.dim() - 1))
+    y: Tensor = (x.to(f) * per_image).to(x.dtype)
+    return y
+
+
+def _slope(grad: Tensor, weight: Tensor | None, grad_scale: float) -> Tensor:
+    """[B] what one more of pred adds to `grad`."""
+    batch, dtype = grad.shape[0], _loss_dtype(grad)
+    if weight is None:
+        weight = grad.new_ones(batch, dtype=dtype)
+    numel = grad[0].numel() if batch else 0
+    return weight.to(dtype) * (grad_scale * 2 / max(numel, 1))
 
 
 def _scaled_if_need_be(grad: Tensor, factor: Tensor, is_ours: bool) -> Tensor:
     """The gradient times ``factor``, one for all images or [B]: itself, if nobody else needs it."""
+    grad = grad.detach()  # an output of the node that it is saved in
     alone = is_ours and check.is_plain(grad, factor) and not _graph_is_kept()
     if alone and _all_ones(factor):
         return grad
@@ -151,15 +197,16 @@ class _Eager(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, reduction: str, *args: Any) -> Tensor:
-        output = _denoising_loss(*args)
-        _setup_context(ctx, args, output)
-        return _reduced(output[0], reduction)
+    def forward(ctx: Any, reduction: str, *args: Any) -> tuple[Tensor, Tensor]:
+        loss, grad = _denoising_loss(*args)
+        _setup_context(ctx, args, (loss, grad))
+        return _reduced(loss, reduction), grad
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad_loss: Tensor | None, grad_grad: Tensor | None) -> tuple[Any, ...]:
         # Whatever the reduction: `grad_scale` is what it puts before the sum.
-        return None, *_gradients(ctx, ctx.needs_input_grad[1:], grad_loss, is_ours=True)
+        needs = ctx.needs_input_grad[1:]
+        return None, *_gradients(ctx, needs, grad_loss, grad_grad, is_ours=True)
 
 
 def _check_derived(
@@ -211,7 +258,8 @@ def denoising_loss(
         reduction: over the batch: "mean" (default), "sum", "none" ([B]).
 
     Returns a float32 scalar or [B] (float64 for a float64 pred). The gradient has pred's memory
-    format. NaN in pred makes that image's loss NaN and no other's.
+    format. NaN in pred makes that image's loss NaN and no other's. Differentiable any number of times
+    (once inside torch.compile, whose compiled functions have no second derivative).
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or value.
@@ -242,7 +290,8 @@ def denoising_loss(
     if not check.is_eager(pred, target, x, noise):
         loss, _ = torch.ops.udp_fast.denoising_loss(*args, torch.is_grad_enabled(), grad_scale)
     elif with_grad:
-        return _Eager.apply(reduction, *args, True, grad_scale)  # type: ignore[no-untyped-call,no-any-return]
+        loss, _ = _Eager.apply(reduction, *args, True, grad_scale)  # type: ignore[no-untyped-call]
+        return loss
     else:
         loss, _ = _denoising_loss(*args, False, grad_scale)
     return _reduced(loss, reduction)
