@@ -339,6 +339,77 @@ def test_timestep_sums(backend_name):
         accumulate_timesteps_(sums.float(), torch.tensor([1]), torch.tensor([1.0]))
 
 
+def test_timestep_sums_of_a_large_batch(backend_name):
+    t = timesteps(700, 0, below=40)
+    losses = floats((700,), 1)
+    sums = torch.zeros(41, 2, dtype=F64)
+    accumulate_timesteps_(sums, t, losses)
+    for row in range(41):
+        of_row = losses[t == row].double()
+        assert sums[row, 0].item() == pytest.approx(of_row.sum().item(), rel=1e-12)
+        assert sums[row, 1] == len(of_row)
+
+
+def test_a_nan_stays_in_its_timestep(backend_name):
+    sums = torch.zeros(3, 2, dtype=F64)
+    accumulate_timesteps_(sums, torch.tensor([0, 1, 0]), torch.tensor([1.0, math.nan, 2.0]))
+    assert sums[0].tolist() == [3, 2]
+    assert sums[1, 0].isnan()
+
+
+def test_no_losses_change_no_sums(backend_name):
+    sums = torch.ones(3, 2, dtype=F64)
+    accumulate_timesteps_(sums, torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+    assert torch.equal(sums, torch.ones_like(sums))
+
+
+BAD_SUMS = {
+    "no sums": ({"sums": None}, TypeError, "sums: got NoneType"),
+    "sums of one dimension": (
+        {"sums": torch.zeros(5, dtype=F64)},
+        ValueError,
+        r"sums: got shape \[5\], expected \[T, 2\]",
+    ),
+    "sums of no dimension": (
+        {"sums": torch.zeros((), dtype=F64)},
+        ValueError,
+        r"sums: got shape \[\], expected \[T, 2\]",
+    ),
+    "sums without counts": (
+        {"sums": torch.zeros(5, 1, dtype=F64)},
+        ValueError,
+        r"sums: got shape \[5, 1\], expected \[T, 2\]",
+    ),
+    "sums that share memory": (
+        {"sums": torch.zeros(1, 2, dtype=F64).expand(5, 2)},
+        ValueError,
+        "sums: got an expanded tensor",
+    ),
+    "one loss": ({"losses": torch.tensor(1.0)}, ValueError, r"losses: got shape \[\]"),
+    "losses of pixels": ({"losses": torch.zeros(2, 3)}, ValueError, r"losses: got shape \[2, 3\]"),
+    "no losses": ({"losses": None}, TypeError, "losses: got NoneType"),
+    "t of two dimensions": (
+        {"t": torch.zeros(2, 1, dtype=torch.int64)},
+        ValueError,
+        r"t: got shape \[2, 1\], expected \[2\]",
+    ),
+    "t of floats": ({"t": torch.zeros(2)}, TypeError, "t: got dtype float32"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SUMS, ids=str)
+def test_bad_arguments_of_the_sums_are_named(case):
+    change, error, message = BAD_SUMS[case]
+    arguments = {
+        "sums": torch.zeros(5, 2, dtype=F64),
+        "t": torch.tensor([0, 1]),
+        "losses": torch.zeros(2),
+        **change,
+    }
+    with pytest.raises(error, match=f"accumulate_timesteps_: {message}"):
+        accumulate_timesteps_(**arguments)
+
+
 KEY = noise_key(0, [1, 2])
 BAD = {
     "target and key": ({"target": torch.zeros(2, 4), "key": KEY}, ValueError, "got target and one"),

@@ -305,7 +305,8 @@ def accumulate_timesteps_(
     """Adds per-image losses to per-timestep sums: column 0 losses, column 1 how many.
 
     The sums show where along the schedule a model fails; sums[:, 0] / sums[:, 1] is the mean loss
-    by timestep. Rows are added in the order of the batch, in float64, so the sums are reproducible.
+    by timestep. Sums are in float64, in an order that depends on the batch alone, so they are
+    reproducible, on a GPU too. A NaN stays in its row.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device.
@@ -313,8 +314,22 @@ def accumulate_timesteps_(
     """
     op = "accumulate_timesteps_"
     check.check_tensor(op, "losses", losses, check.FLOATS)
-    check.check_tensor(op, "sums", sums, (torch.float64,), like=losses, shape=(*sums.shape[:1], 2))
+    if losses.dim() != 1:
+        raise ValueError(f"{op}: losses: got shape {list(losses.shape)}, expected [B]")
+    check.check_tensor(op, "sums", sums, (torch.float64,))
+    if sums.dim() != 2 or sums.shape[1] != 2:
+        raise ValueError(f"{op}: sums: got shape {list(sums.shape)}, expected [T, 2]")
+    if sums.device != losses.device:
+        raise ValueError(
+            f"{op}: sums: got a tensor on {sums.device}, expected {losses.device}, where losses are"
+        )
+    check.check_updatable(op, "sums", sums)
     check.check_tensor(op, "t", t, (torch.int64,), like=losses)
     check.check_timestep_values(op, t, sums[:, 0])
-    rows = torch.stack([losses.detach().double(), torch.ones_like(losses, dtype=torch.float64)], 1)
-    sums.index_add_(0, t, rows)
+    losses = losses.detach().double()
+    # index_add_ adds with atomics on a GPU, in any order. Here images of one timestep all write the same
+    # sum. In pieces, since the comparison is quadratic.
+    for piece, timesteps in zip(torch.split(losses, 256), torch.split(t, 256), strict=True):
+        alike = timesteps[:, None] == timesteps
+        total = torch.where(alike, piece, 0.0).sum(1)
+        sums[timesteps] += torch.stack([total, alike.sum(1).double()], 1)
