@@ -255,6 +255,60 @@ def test_an_undefined_upstream_gradient_is_zero(backend_name, way):
     assert torch.equal(pred.grad, torch.ones_like(pred))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("weights", [[1.0, 1.0], [0.1, 30.0]], ids=["unweighted", "weighted"])
+def test_a_loss_scale_saves_float16_gradients(backend_name, way, reduction, weights):
+    """Most of this image's gradients are below float16's smallest; an upstream factor, as a GradScaler's,
+    must find them."""
+    shape, scale = (2, 3, 256, 256), 65536.0
+    weight = torch.tensor(weights)
+    pred = floats(shape, 0, torch.float16, scale=0.05)
+    target = torch.zeros_like(pred)
+    ours, torchs = (pred.clone().requires_grad_() for _ in range(2))
+    (denoising_loss(ours, target, weight=weight, reduction=reduction).sum() * scale).backward()
+    per_image = (torchs.float() - target.float()).square().flatten(1).mean(1) * weight
+    ((per_image.mean() if reduction == "mean" else per_image.sum()) * scale).backward()
+    factor = 2 * scale / (pred[0].numel() * (2 if reduction == "mean" else 1))
+    exact = factor * weight.double().view(-1, 1, 1, 1) * pred.double()
+    for b in range(2):
+        error, torch_error = (
+            ((g.grad[b].double() - exact[b]).norm() / exact[b].norm()).item()
+            for g in (ours, torchs)
+        )
+        assert error < 1.1 * torch_error < 3e-4
+        lost, lost_by_torch = (
+            ((g.grad[b] == 0) & (exact[b] != 0)).double().mean() for g in (ours, torchs)
+        )
+        # Kept is what exceeds 5e-7 / weight, which a few of 200,000 such numbers do not.
+        assert lost <= lost_by_torch + 3e-5 / weights[b]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("error", [1e4, 1.0, 1e-3])
+def test_float16_gradients_without_a_loss_scale(backend_name, way, reduction, error):
+    shape = (4, 3, 64, 64)
+    pred = (floats(shape, 0).sign() * error).to(torch.float16).requires_grad_()
+    target = torch.zeros(shape, requires_grad=True)
+    denoising_loss(pred, target, reduction=reduction).backward()
+    elements = pred.numel() if reduction == "mean" else pred[0].numel()
+    exact = pred.detach().double() * 2 / elements
+    assert ((pred.grad.double() - exact).abs() <= ulp(exact, torch.float16)).all()
+    # A float32 target's has float32's range.
+    assert torch.allclose(target.grad.double(), -exact, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiled_float16_gradients_are_the_same(backend_name, dynamic):
+    torch._dynamo.reset()
+    compiled = torch.compile(denoising_loss, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    for side in (16, 33):
+        target = floats((3, 3, side, side), 1, torch.float16, scale=0.05)
+        preds = [torch.zeros_like(target).requires_grad_() for _ in range(2)]
+        for loss, pred in zip((denoising_loss, compiled), preds, strict=True):
+            (loss(pred, target) * 1024).backward()
+        assert torch.allclose(preds[0].grad, preds[1].grad, rtol=1e-3, atol=0)
+
+
 def test_backward_twice_and_upstream_factors(backend_name):
     pred = floats((2, 3, 6, 6), 0).requires_grad_()
     target = floats((2, 3, 6, 6), 1)

@@ -19,6 +19,10 @@ loss and gradient, and 8 where there is a factor (a GradScaler's, say). A forwar
 a backward for the gradient alone would cost 6 in either case and draw the noise twice; with a target in
 memory, 10 against 6 and 10. Where the graph is kept for another backward, the gradient is copied.
 
+float16 ends at 6e-8, above many of a large image's gradients, and a GradScaler's factor comes when the
+forward has rounded them. So a float16 gradient is written 2^k times as large (`_magnified`), and
+backward's factor, applied in float32, is 2^-k times the upstream gradient: never one but by chance.
+
 The loss is a square: its gradient is linear in pred and the target, with one number an image, so further
 derivatives need no tensor that the first does not.
 """
@@ -82,7 +86,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _backward(ctx: Any, grad_loss: Tensor | None, grad_grad: Tensor | None) -> tuple[Any, ...]:
     # `grad` is dL/dpred of L = grad_scale * sum of the losses, which is what `denoising_loss` asks
-    # backward for; only another use of the per-image losses leaves a factor to apply.
+    # backward for; only another use of the per-image losses, or a float16 one, leaves a factor to apply.
     factor = grad_loss
     if grad_loss is not None:
         factor = grad_loss / ctx.grad_scale if ctx.grad_scale else torch.zeros_like(grad_loss)
@@ -114,6 +118,8 @@ def _gradients(
 
     def scaled(per_image: Tensor | float, dtype: torch.dtype) -> Tensor:
         def term(y: Tensor, factor: Tensor) -> Tensor:
+            if y.dtype == torch.float16:  # its range is too small for the product
+                y = y.to(torch.promote_types(y.dtype, dtype))
             return multiply(y, factor.expand(y.shape[:1]) * per_image).to(dtype)
 
         first, *others = (term(*pair) for pair in terms)
@@ -183,6 +189,22 @@ def _all_ones(factor: Tensor) -> bool:
 torch.library.register_autograd("udp_fast::denoising_loss", _backward, setup_context=_setup_context)
 
 
+def _magnified(pred: Tensor, reduction: str) -> float:
+    """2^k, how many times as large as it is the gradient for ``pred`` is written.
+
+    A float16 gradient of a mean is then w * (pred - target) / 16 to / 8: infinite where w times the
+    error is beyond 5e5, and with all its bits where it is above 1e-3. A power of two changes no bit.
+    Compared rather than calculated, so that torch.compile keeps sizes dynamic.
+    """
+    factor = 1
+    if pred.dtype == torch.float16:
+        # By how many the gradient of an element is divided.
+        elements = pred.numel() if reduction == "mean" else pred.numel() // max(pred.shape[0], 1)
+        while factor * 32 <= elements:
+            factor *= 2
+    return float(factor)
+
+
 def _reduced(losses: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
         return losses
@@ -197,16 +219,20 @@ class _Eager(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, reduction: str, *args: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, reduction: str, magnified: float, *args: Any) -> tuple[Tensor, Tensor]:
         loss, grad = _denoising_loss(*args)
         _setup_context(ctx, args, (loss, grad))
+        ctx.magnified = magnified
         return _reduced(loss, reduction), grad
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, grad_grad: Tensor | None) -> tuple[Any, ...]:
         # Whatever the reduction: `grad_scale` is what it puts before the sum.
-        needs = ctx.needs_input_grad[1:]
-        return None, *_gradients(ctx, needs, grad_loss, grad_grad, is_ours=True)
+        factor = grad_loss
+        if grad_loss is not None and ctx.magnified != 1.0:
+            factor = grad_loss / ctx.magnified
+        needs = ctx.needs_input_grad[2:]
+        return None, None, *_gradients(ctx, needs, factor, grad_grad, is_ours=True)
 
 
 def _check_derived(
@@ -284,13 +310,14 @@ def denoising_loss(
             )
         prediction_type = "epsilon"  # the gradient's rule: no coefficient
     with_grad = check.wants_grad(pred, target, x, noise)
-    grad_scale = 1.0 / pred.shape[0] if reduction == "mean" and pred.shape[0] else 1.0
+    magnified = _magnified(pred, reduction)
+    grad_scale = magnified / pred.shape[0] if reduction == "mean" and pred.shape[0] else magnified
     args = (pred, target, x, t, table, noise, key, weight, prediction_type)
     loss: Tensor
     if not check.is_eager(pred, target, x, noise):
         loss, _ = torch.ops.udp_fast.denoising_loss(*args, torch.is_grad_enabled(), grad_scale)
     elif with_grad:
-        loss, _ = _Eager.apply(reduction, *args, True, grad_scale)  # type: ignore[no-untyped-call]
+        loss, _ = _Eager.apply(reduction, magnified, *args, True, grad_scale)  # type: ignore[no-untyped-call]
         return loss
     else:
         loss, _ = _denoising_loss(*args, False, grad_scale)
