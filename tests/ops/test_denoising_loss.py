@@ -70,7 +70,10 @@ def test_agrees_with_the_float64_reference(backend_name, c):
     loss, grad = dispatch.call("denoising_loss", *args, True, 0.5)
     exact, exact_grad = reference(*double(args), True, 0.5)
     assert loss.dtype == F32
-    assert torch.allclose(loss.double(), exact, rtol=1e-6, atol=1e-12)
+    # Where pred nearly is the target little is left but the error of a derived target; weights are <= 2.
+    target_error = 0.0 if c["target"] == "explicit" else 1.5e-6
+    left = 2 * target_error * (2 * exact).sqrt() + 2 * target_error**2
+    assert ((loss.double() - exact).abs() <= 1e-6 * exact + left + 1e-12).all()
     assert grad.dtype == pred.dtype
     # The residual carries the rounding of its operands' float32 arithmetic and the normals' 1e-6.
     numel = max(pred[:1].numel(), 1)
