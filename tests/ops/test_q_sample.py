@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from cases import F32, F64, FLOATS, LAYOUTS, floats, same_bits, shapes, timesteps, ulp
@@ -123,6 +125,29 @@ def test_gradients_are_those_of_the_formula(backend_name):
     x.grad = None
     q_sample(x, t, table, key=noise_key(0, [1, 2])).backward(upstream)
     assert torch.equal(x.grad, upstream * a)
+
+
+class Stop(torch.autograd.Function):
+    """Its argument, and backward no gradient at all."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+@pytest.mark.parametrize("way", ["eager", "library"])
+def test_an_undefined_upstream_gradient_is_zero(backend_name, monkeypatch, way):
+    if way == "library":
+        module = sys.modules[q_sample.__module__]
+        monkeypatch.setattr(module.check, "is_eager", lambda *tensors: False)
+    x = floats((2, 3, 8, 8), 0).requires_grad_()
+    x_t = q_sample(x, torch.tensor([0, 1]), table("flow"), key=noise_key(0, [1, 2]))
+    (Stop.apply(x_t).sum() + x.sum()).backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
 
 
 def test_output_has_the_memory_format_of_the_input(backend_name):

@@ -18,6 +18,13 @@ the factor one (`image_scale_`): a bfloat16 prediction with redrawn noise costs 
 loss and gradient, and 8 where there is a factor (a GradScaler's, say). A forward for the loss alone and
 a backward for the gradient alone would cost 6 in either case and draw the noise twice; with a target in
 memory, 10 against 6 and 10. Where the graph is kept for another backward, the gradient is copied.
+
+float16 ends at 6e-8, above many of a large image's gradients, and a GradScaler's factor comes when the
+forward has rounded them. So a float16 gradient is written 2^k times as large (`_magnified`), and
+backward's factor, applied in float32, is 2^-k times the upstream gradient: never one but by chance.
+
+The loss is a square: its gradient is linear in pred and the target, with one number an image, so further
+derivatives need no tensor that the first does not.
 """
 
 from __future__ import annotations
@@ -65,33 +72,58 @@ def _loss_dtype(pred: Tensor) -> torch.dtype:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    _pred, target, x, t, table, noise, _key, _weight, ctx.prediction_type, _, ctx.grad_scale = (
-        inputs
-    )
+    _pred, target, x, t, table, noise, _key, weight, ctx.prediction_type, with_grad, scale = inputs
     _loss, grad = output
-    ctx.mark_non_differentiable(grad)  # an output of torch.library's op
+    # `grad` is differentiable: as backward uses it, a second derivative comes back here, through a node
+    # that is there anyway, and pred need not be saved.
+    if not with_grad:
+        ctx.mark_non_differentiable(grad)
     ctx.set_materialize_grads(False)  # else a zero gradient for it, as large as pred
-    ctx.save_for_backward(grad, t, table)
+    ctx.save_for_backward(grad, t, table, weight)
+    ctx.grad_scale = scale
     ctx.dtypes = [None if v is None else v.dtype for v in (target, x, noise)]
 
 
-def _backward(ctx: Any, grad_loss: Tensor, _grad_grad: Tensor | None) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad_loss: Tensor | None, grad_grad: Tensor | None) -> tuple[Any, ...]:
     # `grad` is dL/dpred of L = grad_scale * sum of the losses, which is what `denoising_loss` asks
-    # backward for; only another use of the per-image losses leaves a factor to apply.
-    factor = grad_loss / ctx.grad_scale if ctx.grad_scale else torch.zeros_like(grad_loss)
-    return _gradients(ctx, ctx.needs_input_grad, factor, is_ours=False)
+    # backward for; only another use of the per-image losses, or a float16 one, leaves a factor to apply.
+    factor = grad_loss
+    if grad_loss is not None:
+        factor = grad_loss / ctx.grad_scale if ctx.grad_scale else torch.zeros_like(grad_loss)
+    return _gradients(ctx, ctx.needs_input_grad, factor, grad_grad, is_ours=False)
 
 
-def _gradients(ctx: Any, needs: tuple[bool, ...], factor: Tensor, is_ours: bool) -> tuple[Any, ...]:
+def _gradients(
+    ctx: Any,
+    needs: tuple[bool, ...],
+    factor: Tensor | None,
+    grad_grad: Tensor | None,
+    is_ours: bool,
+) -> tuple[Any, ...]:
     """For each input of the op; ``factor``, one for all images or [B], is what `grad` lacks. `grad` may
-    be handed out, or changed, only if it is ours: it is an output of torch.library's op."""
-    grad, t, table = ctx.saved_tensors
+    be handed out, or changed, only if it is ours: it is an output of torch.library's op. ``grad_grad``
+    is what a second derivative asks: the gradient of its result with respect to `grad`."""
+    grad, t, table, weight = ctx.saved_tensors
+    terms = [] if factor is None else [(grad, factor)]
+    multiply = image_scale
+    if torch.is_grad_enabled() or grad_grad is not None:
+        multiply = _differentiable_scale
+    if grad_grad is not None:
+        terms.append((grad_grad, _slope(grad, weight, ctx.grad_scale)))
+    if not terms:  # the upstream gradient is undefined, which means zero
+        return (None,) * 11
     needs_pred, needs_target, needs_x, _, _, needs_noise = needs[:6]
     target_dtype, x_dtype, noise_dtype = ctx.dtypes
     kind = ctx.prediction_type
 
     def scaled(per_image: Tensor | float, dtype: torch.dtype) -> Tensor:
-        return image_scale(grad, (factor * per_image).expand(grad.shape[:1])).to(dtype)
+        def term(y: Tensor, factor: Tensor) -> Tensor:
+            if y.dtype == torch.float16:  # its range is too small for the product
+                y = y.to(torch.promote_types(y.dtype, dtype))
+            return multiply(y, factor.expand(y.shape[:1]) * per_image).to(dtype)
+
+        first, *others = (term(*pair) for pair in terms)
+        return first + others[0] if others else first
 
     a, s = (1.0, 1.0) if kind != "v_prediction" else coefficients(table[t], "diffusion")
     dpred = dtarget = dx = dnoise = None
@@ -101,13 +133,33 @@ def _gradients(ctx: Any, needs: tuple[bool, ...], factor: Tensor, is_ours: bool)
         dx = scaled(-1.0 if kind == "sample" else s, x_dtype)
     if needs_noise and kind != "sample":
         dnoise = scaled(-a, noise_dtype)
-    if needs_pred:  # last: it may change `grad`
-        dpred = _scaled_if_need_be(grad, factor, is_ours)
+    if needs_pred and multiply is not image_scale:
+        dpred = scaled(1.0, grad.dtype)
+    elif needs_pred:  # last: it may change `grad`
+        dpred = _scaled_if_need_be(grad, terms[0][1], is_ours)
     return dpred, dtarget, dx, None, None, dnoise, None, None, None, None, None
+
+
+def _differentiable_scale(x: Tensor, scale: Tensor) -> Tensor:
+    """`image_scale` in torch's own operations, differentiable in the scale as well, any number of times."""
+    f = _loss_dtype(x)
+    per_image = scale.to(f).reshape(-1, *[1] * (x.dim() - 1))
+    y: Tensor = (x.to(f) * per_image).to(x.dtype)
+    return y
+
+
+def _slope(grad: Tensor, weight: Tensor | None, grad_scale: float) -> Tensor:
+    """[B] what one more of pred adds to `grad`."""
+    batch, dtype = grad.shape[0], _loss_dtype(grad)
+    if weight is None:
+        weight = grad.new_ones(batch, dtype=dtype)
+    numel = grad[0].numel() if batch else 0
+    return weight.to(dtype) * (grad_scale * 2 / max(numel, 1))
 
 
 def _scaled_if_need_be(grad: Tensor, factor: Tensor, is_ours: bool) -> Tensor:
     """The gradient times ``factor``, one for all images or [B]: itself, if nobody else needs it."""
+    grad = grad.detach()  # an output of the node that it is saved in
     alone = is_ours and check.is_plain(grad, factor) and not _graph_is_kept()
     if alone and _all_ones(factor):
         return grad
@@ -137,6 +189,22 @@ def _all_ones(factor: Tensor) -> bool:
 torch.library.register_autograd("udp_fast::denoising_loss", _backward, setup_context=_setup_context)
 
 
+def _magnified(pred: Tensor, reduction: str) -> float:
+    """2^k, how many times as large as it is the gradient for ``pred`` is written.
+
+    A float16 gradient of a mean is then w * (pred - target) / 16 to / 8: infinite where w times the
+    error is beyond 5e5, and with all its bits where it is above 1e-3. A power of two changes no bit.
+    Compared rather than calculated, so that torch.compile keeps sizes dynamic.
+    """
+    factor = 1
+    if pred.dtype == torch.float16:
+        # By how many the gradient of an element is divided.
+        elements = pred.numel() if reduction == "mean" else pred.numel() // max(pred.shape[0], 1)
+        while factor * 32 <= elements:
+            factor *= 2
+    return float(factor)
+
+
 def _reduced(losses: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
         return losses
@@ -151,15 +219,20 @@ class _Eager(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, reduction: str, *args: Any) -> Tensor:
-        output = _denoising_loss(*args)
-        _setup_context(ctx, args, output)
-        return _reduced(output[0], reduction)
+    def forward(ctx: Any, reduction: str, magnified: float, *args: Any) -> tuple[Tensor, Tensor]:
+        loss, grad = _denoising_loss(*args)
+        _setup_context(ctx, args, (loss, grad))
+        ctx.magnified = magnified
+        return _reduced(loss, reduction), grad
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad_loss: Tensor | None, grad_grad: Tensor | None) -> tuple[Any, ...]:
         # Whatever the reduction: `grad_scale` is what it puts before the sum.
-        return None, *_gradients(ctx, ctx.needs_input_grad[1:], grad_loss, is_ours=True)
+        factor = grad_loss
+        if grad_loss is not None and ctx.magnified != 1.0:
+            factor = grad_loss / ctx.magnified
+        needs = ctx.needs_input_grad[2:]
+        return None, None, *_gradients(ctx, needs, factor, grad_grad, is_ours=True)
 
 
 def _check_derived(
@@ -211,7 +284,8 @@ def denoising_loss(
         reduction: over the batch: "mean" (default), "sum", "none" ([B]).
 
     Returns a float32 scalar or [B] (float64 for a float64 pred). The gradient has pred's memory
-    format. NaN in pred makes that image's loss NaN and no other's.
+    format. NaN in pred makes that image's loss NaN and no other's. Differentiable any number of times
+    (once inside torch.compile, whose compiled functions have no second derivative).
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or value.
@@ -236,13 +310,15 @@ def denoising_loss(
             )
         prediction_type = "epsilon"  # the gradient's rule: no coefficient
     with_grad = check.wants_grad(pred, target, x, noise)
-    grad_scale = 1.0 / pred.shape[0] if reduction == "mean" and pred.shape[0] else 1.0
+    magnified = _magnified(pred, reduction)
+    grad_scale = magnified / pred.shape[0] if reduction == "mean" and pred.shape[0] else magnified
     args = (pred, target, x, t, table, noise, key, weight, prediction_type)
     loss: Tensor
     if not check.is_eager(pred, target, x, noise):
         loss, _ = torch.ops.udp_fast.denoising_loss(*args, torch.is_grad_enabled(), grad_scale)
     elif with_grad:
-        return _Eager.apply(reduction, *args, True, grad_scale)  # type: ignore[no-untyped-call,no-any-return]
+        loss, _ = _Eager.apply(reduction, magnified, *args, True, grad_scale)  # type: ignore[no-untyped-call]
+        return loss
     else:
         loss, _ = _denoising_loss(*args, False, grad_scale)
     return _reduced(loss, reduction)
@@ -256,7 +332,8 @@ def accumulate_timesteps_(
     """Adds per-image losses to per-timestep sums: column 0 losses, column 1 how many.
 
     The sums show where along the schedule a model fails; sums[:, 0] / sums[:, 1] is the mean loss
-    by timestep. Rows are added in the order of the batch, in float64, so the sums are reproducible.
+    by timestep. Sums are in float64, in an order that depends on the batch alone, so they are
+    reproducible, on a GPU too. A NaN stays in its row.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device.
@@ -264,8 +341,22 @@ def accumulate_timesteps_(
     """
     op = "accumulate_timesteps_"
     check.check_tensor(op, "losses", losses, check.FLOATS)
-    check.check_tensor(op, "sums", sums, (torch.float64,), like=losses, shape=(*sums.shape[:1], 2))
+    if losses.dim() != 1:
+        raise ValueError(f"{op}: losses: got shape {list(losses.shape)}, expected [B]")
+    check.check_tensor(op, "sums", sums, (torch.float64,))
+    if sums.dim() != 2 or sums.shape[1] != 2:
+        raise ValueError(f"{op}: sums: got shape {list(sums.shape)}, expected [T, 2]")
+    if sums.device != losses.device:
+        raise ValueError(
+            f"{op}: sums: got a tensor on {sums.device}, expected {losses.device}, where losses are"
+        )
+    check.check_updatable(op, "sums", sums)
     check.check_tensor(op, "t", t, (torch.int64,), like=losses)
     check.check_timestep_values(op, t, sums[:, 0])
-    rows = torch.stack([losses.detach().double(), torch.ones_like(losses, dtype=torch.float64)], 1)
-    sums.index_add_(0, t, rows)
+    losses = losses.detach().double()
+    # index_add_ adds with atomics on a GPU, in any order. Here images of one timestep all write the same
+    # sum. In pieces, since the comparison is quadratic.
+    for piece, timesteps in zip(torch.split(losses, 256), torch.split(t, 256), strict=True):
+        alike = timesteps[:, None] == timesteps
+        total = torch.where(alike, piece, 0.0).sum(1)
+        sums[timesteps] += torch.stack([total, alike.sum(1).double()], 1)

@@ -55,7 +55,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: Tensor, _grad_noise: Tensor | None) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor | None, _grad_noise: Tensor | None) -> tuple[Any, ...]:
+    if grad is None:  # undefined, which means zero
+        return (None,) * 8
     t, table = ctx.saved_tensors
     a, s = coefficients(table[t], ctx.path)
     dx = image_scale(grad, a).to(ctx.x_dtype) if ctx.needs_input_grad[0] else None
