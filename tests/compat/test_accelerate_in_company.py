@@ -758,20 +758,83 @@ def test_nothing_is_left_to_the_reference(name: str, monkeypatch: pytest.MonkeyP
         assert_same(gradient(network, module, x), plain, exact)
 
 
-@pytest.mark.parametrize("how", ["replaced", "parametrised"])
-def test_the_last_normalisation_may_become_another(how: str) -> None:
-    """Its SiLU, which ours had applied within, is then applied again by the network."""
+def equal_norm(old: nn.GroupNorm) -> nn.GroupNorm:
+    new = nn.GroupNorm(old.num_groups, old.num_channels, old.eps)
+    new.load_state_dict({"weight": old.weight.detach(), "bias": old.bias.detach()})
+    return new
+
+
+#: What may become of a network's last normalisation and its activation.
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "an equal normalisation": lambda m: setattr(m, "conv_norm_out", equal_norm(m.conv_norm_out)),
+    "no normalisation": lambda m: setattr(m, "conv_norm_out", nn.Identity()),
+    "a wrapper": lambda m: setattr(m, "conv_norm_out", nn.Sequential(m.conv_norm_out)),
+    "a parametrised one": lambda m: parametrize.register_parametrization(
+        m.conv_norm_out, "weight", nn.Identity()
+    ),
+    "another SiLU": lambda m: setattr(m, "conv_act", nn.SiLU()),
+    "another activation": lambda m: setattr(m, "conv_act", nn.GELU()),
+    "a wrapped activation": lambda m: setattr(m, "conv_act", nn.Sequential(m.conv_act)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_becomes_of_the_last_normalisation_and_its_silu(change: str) -> None:
+    """Ours applies the SiLU within; each then does its own part again."""
     network = NETWORKS["ddpm"]
-    module, x = network.make(), image(network)
-    plain = gradient(network, module, x)
+    (module, twin), x = (network.make(), network.make()), image(network)
+    CHANGES[change](twin)
+    plain = gradient(network, twin, x)
     with udp_fast.accelerate(module):
-        if how == "replaced":
-            module.conv_norm_out = copy.deepcopy(module.conv_norm_out)
-            module.conv_norm_out.__class__ = nn.GroupNorm
-        else:
-            parametrize.register_parametrization(module.conv_norm_out, "weight", nn.Identity())
+        CHANGES[change](module)
         for mine, theirs in zip(gradient(network, module, x), plain, strict=True):
             assert relative(mine, theirs) < 1e-4
+
+
+def padded_in_circles(conv: Any) -> None:
+    conv.padding_mode = "circular"
+    conv._reversed_padding_repeated_twice = [1, 1, 1, 1]
+
+
+def dilated(conv: Any) -> None:
+    conv.padding = conv.dilation = (2, 2)
+
+
+def strided(conv: Any) -> None:
+    conv.stride = (2, 2)
+
+
+def of_another_forward(conv: Any) -> None:
+    conv._conv_forward = lambda x, weight, bias: 3 * nn.functional.conv2d(x, weight, bias)
+
+
+@pytest.mark.parametrize("change", [padded_in_circles, dilated, strided, of_another_forward])
+@pytest.mark.parametrize("name", ["conv1", "conv_shortcut"])
+def test_convolutions_look_at_their_settings_when_they_are_called(
+    name: str, change: Callable[[nn.Module], None]
+) -> None:
+    """As those expect who change them for seamless textures."""
+    network = NETWORKS["ddpm"]
+    module = network.make().requires_grad_(False)
+    conv = getattr(module.up_blocks[0].resnets[0], name)
+    if name == "conv_shortcut" and change is padded_in_circles:
+        conv._reversed_padding_repeated_twice = [0, 0, 0, 0]
+    x = torch.randn(1, conv.in_channels, 8, 8)
+    with udp_fast.accelerate(module):
+        change(conv)
+        mine = conv(x)
+    theirs = conv(x)
+    assert mine.shape == theirs.shape
+    assert relative(mine, theirs) < 1e-5
+
+
+def test_processors_that_were_made_anew_by_their_classes_are_undone() -> None:
+    """diffusers does so where an adapter for images is loaded."""
+    module = SD15()
+    before = {name: type(p) for name, p in module.attn_processors.items()}
+    with udp_fast.accelerate(module):
+        module.set_attn_processor({n: type(p)() for n, p in module.attn_processors.items()})
+    assert {name: type(p) for name, p in module.attn_processors.items()} == before
 
 
 def test_an_accelerated_network_is_copied_whole() -> None:

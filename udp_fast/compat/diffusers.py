@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import diffusers
 import torch
@@ -96,6 +96,19 @@ def _autocast(*tensors: Any) -> tuple[Any, ...]:
     return tuple(x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors)
 
 
+def _is_usual(conv: nn.Conv2d) -> bool:
+    """Pads with zeros, as many as it says: whoever wants seamless textures changes that later on."""
+    return (
+        conv.padding_mode == "zeros"
+        and not isinstance(conv.padding, str)
+        and "_conv_forward" not in conv.__dict__
+    )
+
+
+#: Stride, padding, dilation and groups of a 3×3 convolution that leaves the size as it is.
+_ONE_TO_ONE = ((1, 1), (1, 1), (1, 1), 1)
+
+
 class _ByConstants(torch.autograd.Function):
     """torch's convolution by weights that are constants, whose input is then nothing to keep."""
 
@@ -131,7 +144,7 @@ class UDPConv(nn.Conv2d):
     """torch's own kernels, of which nothing is kept for the backward."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if _trains(self) or input.dim() != 4:
+        if _trains(self) or input.dim() != 4 or not _is_usual(self):
             return nn.Conv2d.forward(self, input)
         x, weight, bias = _autocast(input, self.weight, self.bias)
         y = _ByConstants.apply(
@@ -152,6 +165,8 @@ class UDPConv3x3(UDPConv):
             or torch.is_autocast_enabled("cpu")
             or input.dim() != 4
             or _trains(self)
+            or not _is_usual(self)
+            or (self.stride, self.padding, self.dilation, self.groups) != _ONE_TO_ONE
         ):
             return UDPConv.forward(self, input)
         return conv3x3(_interleaved(input), self.weight, self.bias)
@@ -174,24 +189,34 @@ class UDPGroupNorm(nn.GroupNorm):
 
 
 class UDPGroupNormSiLU(UDPGroupNorm):
-    """With the SiLU that its parent calls next: that one is a `UDPFoldedSiLU`."""
+    """With the SiLU that its network calls next, as long as that one is a `UDPFoldedSiLU`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return _normalised(self, input, "silu" if type(self) is UDPGroupNormSiLU else None)
+        # In a tuple, for it is no part of this module; nothing, once this is undone.
+        for network in self.__dict__.get("_network", ()):
+            if network.conv_norm_out is self and _is_folded(network):
+                return _normalised(self, input, "silu")
+        return _normalised(self, input, None)
 
 
 class UDPFoldedSiLU(nn.SiLU):
-    """A SiLU that the network's last normalisation has applied already, as long as that is ours: it may
-    be replaced or parametrised meanwhile."""
+    """A SiLU that the normalisation before it has applied already, as long as that is ours."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self._network = (network,)  # in a tuple, for it is no part of this module
+        self._network = (network,)
 
     def forward(self, input: Tensor) -> Tensor:
-        norm = self._network[0].conv_norm_out
-        is_applied = type(self) is UDPFoldedSiLU and type(norm) is UDPGroupNormSiLU
+        network = self._network[0]
+        is_applied = network.conv_act is self and _is_folded(network)
         return input if is_applied else F.silu(input)
+
+
+def _is_folded(network: nn.Module) -> bool:
+    """Whether both are in their places: either may be wrapped, replaced or parametrised meanwhile."""
+    return (
+        type(network.conv_norm_out) is UDPGroupNormSiLU and type(network.conv_act) is UDPFoldedSiLU
+    )
 
 
 def _is_overridden(module: nn.Module) -> bool:
@@ -693,7 +718,9 @@ def accelerate(target: Any, *, freeze: bool = True) -> Acceleration:
     UNet2DConditionModel, AutoencoderKL, SD3's and FLUX's transformers, any torch module with their
     blocks inside, and pipelines of them; devices and dtypes are the network's own, and may change
     later. Outputs and first derivatives stay what they were up to rounding; the state dict,
-    adapters and hooks stay exactly what they were. Call it before torch.compile.
+    adapters and hooks stay exactly what they were. On the CPU outputs and gradients of images may lie in
+    memory with their channels side by side: ``reshape`` them, ``view`` may refuse. Call it before
+    torch.compile.
 
         with udp_fast.accelerate(unet) as done:
             print(done)         # what was replaced, and what was left and why
@@ -708,7 +735,8 @@ def accelerate(target: Any, *, freeze: bool = True) -> Acceleration:
 
     A hook put on a network's last normalisation (conv_norm_out) while it is accelerated sees it with its
     SiLU. With dropout in training mode a seed gives other masks than before (of equal distribution), since
-    torch draws them in the order of memory, which is channels_last here.
+    torch draws them in the order of memory, which is channels_last here. diffusers'
+    ``set_default_attn_processor`` does not know our processors: call it before or after.
 
     Args:
         target: a torch module, or a diffusers pipeline (each of its modules).
@@ -737,6 +765,10 @@ def accelerate(target: Any, *, freeze: bool = True) -> Acceleration:
     return report
 
 
+#: All that were set by an acceleration.
+_processors: WeakSet[Any] = WeakSet()
+
+
 def _set_processor(report: Acceleration, name: str, attn: Any) -> None:
     theirs, kind = attn.processor, type(attn).__name__
     if isinstance(theirs, _OUR_PROCESSORS):
@@ -750,9 +782,12 @@ def _set_processor(report: Acceleration, name: str, attn: Any) -> None:
     report.replaced[name] = kind
 
     def take_back() -> None:
-        if getattr(attn, "processor", None) is ours:  # else somebody set another one since
+        found = getattr(attn, "processor", None)  # if not ours, somebody set another one since
+        # diffusers makes processors anew by their classes, where it loads an adapter for images.
+        if found is ours or (type(found) is type(ours) and found not in _processors):
             attn.set_processor(theirs)
 
+    _processors.add(ours)
     report._will_change("processor", [attn], take_back)
     attn.set_processor(ours)
 
@@ -798,12 +833,14 @@ def _fold(report: Acceleration, name: str, module: Any) -> None:
     report.replaced[f"{name}.conv_act".lstrip(".")] = "SiLU"
 
     def take_back() -> None:
+        norm.__dict__.pop("_network", None)
         if type(norm) is UDPGroupNormSiLU:
             norm.__class__ = nn.GroupNorm  # type: ignore[assignment]
         if getattr(module, "conv_act", None) is folded:
             module.conv_act = act
 
     report._will_change("class", [norm, folded], take_back)
+    norm.__dict__["_network"] = (module,)
     norm.__class__, module.conv_act = UDPGroupNormSiLU, folded
 
 
