@@ -73,6 +73,8 @@ def explain(op: str, *inputs: Any, **options: Any) -> Explanation:
             getattr(ops, op)(*inputs, **options)
     except dispatch.Intercepted as call:
         name, args = call.op, call.arguments
+    else:
+        return Explanation(op, None, (), "there is nothing to compute, and nobody is asked")
     said = _explain(op, name, args)
     needs = [differentiable and torch.is_grad_enabled() and x.requires_grad for x in args[:3]]
     if differentiable and any(needs):

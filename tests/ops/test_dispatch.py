@@ -172,3 +172,9 @@ def test_quantize_and_pgd_share_one_original():
         pgd_step_(delta, floats((1, 3, 16, 16), step), original, alpha=4 / 255, eps=8 / 255)
     out = quantize(delta, original, eps=8 / 255)
     assert ((out.int() - original.int()) - delta * 255).abs().max() <= 0.5
+
+
+def test_explain_of_a_call_without_images():
+    said = explain("pgd_step_multi_", [], [], [], alpha=0.1, eps=0.1)
+    assert said.chosen is None
+    assert "nothing to compute" in str(said)
