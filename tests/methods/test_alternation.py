@@ -193,6 +193,25 @@ def test_none_clears(make_items):
     assert item.delta.eq(0).all()
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("surrogate_steps", [0, 1])
+@pytest.mark.parametrize("method", ITERATIVE)
+def test_every_prediction_type(method, surrogate_steps, prediction_type, make_items, denoiser):
+    """From the alternation to the judge: the loss that is raised is that of the target."""
+    from udp_fast.evaluate.denoising import tile_losses
+
+    denoiser.prediction_type = prediction_type
+    losses = []
+    for name in ("none", method):
+        (item,) = make_items(1)
+        run([item], denoiser, name, surrogate_steps=surrogate_steps, steps=4)
+        written = quantize(item.delta[None].float(), item.original[None], eps=Settings().eps)[0]
+        t, loss = tile_losses(written, denoiser, seed=0, image_id=1, draws=4, tile=24)
+        assert t.shape == loss.shape
+        losses.append(loss.mean())
+    assert losses[1] > losses[0]
+
+
 def test_nothing_to_do():
     protect([], method="eudp")
 

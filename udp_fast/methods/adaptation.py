@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from udp_fast.diffusion import Denoiser, TileGrid, TimestepSampler
+from udp_fast.diffusion import Denoiser, TileGrid, TimestepSampler, noised_loss
 from udp_fast.methods.ascent import perturbed
 from udp_fast.methods.items import ImageItem
 from udp_fast.methods.settings import Settings
-from udp_fast.ops import denoising_loss, q_sample
 
 __all__ = ["adapt", "protected_crops"]
 
@@ -65,15 +64,7 @@ def adapt(
         )
         t = sampler.stratified(len(x), 1, seed=words)[0].to(device)
         noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)).to(device)
-        x_t = q_sample(x, t, table, noise=noise)
-        loss = denoising_loss(
-            denoiser(x_t, t),
-            x=x,
-            t=t,
-            alphas_cumprod=table,
-            noise=noise,
-            prediction_type=denoiser.prediction_type,
-        )
+        loss = noised_loss(denoiser, x, t, table, noise=noise)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from udp_fast.diffusion import Denoiser, TileGrid
+from udp_fast.diffusion import Denoiser, TileGrid, noised_loss
 from udp_fast.methods.items import ImageItem
 from udp_fast.methods.settings import Settings
-from udp_fast.ops import denoising_loss, noise_key, pgd_step_, q_sample
+from udp_fast.ops import noise_key, pgd_step_
 
 __all__ = ["ascend", "image_gradient", "perturbed", "step_grid"]
 
@@ -81,17 +81,13 @@ def image_gradient(
     for part in grid.batches():
         for draw in range(t.shape[0]):
             clean = tiles[part].detach().requires_grad_()
-            key = keys[draw][part]
-            x_t = q_sample(clean, t[draw, part], table, key=key)
-            prediction = denoiser(x_t, t[draw, part])
-            loss = denoising_loss(
-                prediction,
-                x=clean,
-                t=t[draw, part],
-                alphas_cumprod=table,
-                key=key,
+            loss = noised_loss(
+                denoiser,
+                clean,
+                t[draw, part],
+                table,
+                key=keys[draw][part],
                 weight=weight[draw, part],
-                prediction_type=denoiser.prediction_type,
                 reduction="sum",
             )
             (slope,) = torch.autograd.grad(loss, clean)
