@@ -64,8 +64,13 @@ def image_gradient(
         seed, image_id, step: decide the noise, together with the draw and the tile.
 
     Returns:
-        float32 [3, H, W], a positive multiple of the gradient (its sign is what counts), and the
-        mean of the weighted losses.
+        float32 [3, H, W] and the mean of the weighted losses. The first is the sum over tiles and
+        draws, under the tiles' windows, of the gradient that reaches each pixel's own place in a
+        tile. A pixel near the border also stands in the reflection that fills the tiles up; what
+        reaches those copies is dropped (see ``TileGrid.blend``), and an overlap is weighed tile by
+        tile. So it is an ascent direction, of which the sign is used, rather than a multiple of the
+        loss's exact gradient: signs differ near the borders, about a tenth of all in an image of 32
+        pixels a side and a fiftieth at 128.
     """
     tiles = grid.cut(image)
     device = image.device
