@@ -58,6 +58,128 @@ def test_pipeline_folder(tmp_path, tiny_unet, inner):
     assert torch.equal(denoiser.schedule.alphas_cumprod, scheduler.alphas_cumprod)
 
 
+WITH_A_TABLE = [
+    "DDPM",
+    "DDPMParallel",
+    "DDIM",
+    "DDIMInverse",
+    "DDIMParallel",
+    "PNDM",
+    "LMSDiscrete",
+    "HeunDiscrete",
+    "KDPM2Discrete",
+    "KDPM2AncestralDiscrete",
+    "EulerDiscrete",
+    "EulerAncestralDiscrete",
+    "DPMSolverMultistep",
+    "DPMSolverMultistepInverse",
+    "DPMSolverSinglestep",
+    "DEISMultistep",
+    "UniPCMultistep",
+    "SASolver",
+    "LCM",
+    "TCD",
+]
+
+
+def save_scheduler(folder, name, **settings):
+    kind = getattr(diffusers, f"{name}Scheduler")
+    try:
+        kind(**settings).save_config(folder)
+    except ImportError as error:  # a class that wants scipy, say
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("name", WITH_A_TABLE)
+def test_schedulers_with_a_table_are_read(tmp_path, tiny_unet, name):
+    tiny_unet().save_pretrained(tmp_path)
+    settings = {"num_train_timesteps": 50, "beta_schedule": "scaled_linear", "beta_end": 0.2}
+    save_scheduler(tmp_path, name, beta_start=0.01, **settings)
+    expected = NoiseSchedule.scaled_linear(50, beta_start=0.01, beta_end=0.2)
+    got = load_denoiser(tmp_path)
+    torch.testing.assert_close(got.schedule.alphas_cumprod, expected.alphas_cumprod)
+    assert got.prediction_type == "epsilon"
+
+
+def test_a_setting_that_is_not_written_is_the_classs_own(tmp_path, tiny_unet):
+    tiny_unet().save_pretrained(tmp_path)
+    config = {"_class_name": "LCMScheduler"}  # scaled linear betas by default, unlike DDPM's
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    expected = NoiseSchedule.scaled_linear().alphas_cumprod
+    torch.testing.assert_close(load_denoiser(tmp_path).schedule.alphas_cumprod, expected)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ScoreSdeVe",
+        "EDMEuler",
+        "EDMDPMSolverMultistep",
+        "FlowMatchEulerDiscrete",
+        "CMStochasticIterative",
+        "IPNDM",
+    ],
+)
+@pytest.mark.parametrize("converted", [False, True], ids=["own", "converted from DDPM"])
+def test_schedulers_without_a_table_are_refused(tmp_path, tiny_unet, name, converted):
+    tiny_unet().save_pretrained(tmp_path)
+    kind = getattr(diffusers, f"{name}Scheduler")
+    scheduler = kind()
+    if converted:  # its configuration then still holds DDPM's betas
+        scheduler = kind.from_config(diffusers.DDPMScheduler().config)
+    scheduler.save_config(tmp_path)
+    with pytest.raises(ValueError, match=rf"expected .*alphas_cumprod.*got {name}Scheduler in "):
+        load_denoiser(tmp_path)
+
+
+@pytest.mark.parametrize("name", [None, "MyScheduler", "UNet2DModel", 3], ids=str)
+def test_unknown_schedulers_are_refused(tmp_path, tiny_unet, name):
+    tiny_unet().save_pretrained(tmp_path)
+    config = {"beta_schedule": "linear"} | ({} if name is None else {"_class_name": name})
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=f"expected a diffusers scheduler.*got _class_name {name!r}"
+    ):
+        load_denoiser(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("DPMSolverMultistep", {"use_flow_sigmas": True}),
+        ("EulerDiscrete", {"timestep_type": "continuous"}),
+    ],
+    ids=["flow", "continuous time"],
+)
+def test_settings_for_models_without_a_table_are_refused(tmp_path, tiny_unet, name, setting):
+    tiny_unet().save_pretrained(tmp_path)
+    save_scheduler(tmp_path, name, **setting)
+    ((key, value),) = setting.items()
+    with pytest.raises(ValueError, match=f"got {name}Scheduler with {key}={value!r}"):
+        load_denoiser(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]"], ids=["broken", "no mapping"])
+def test_scheduler_configuration_that_is_none(tmp_path, tiny_unet, text):
+    tiny_unet().save_pretrained(tmp_path)
+    (tmp_path / "scheduler_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"model: .*scheduler_config\.json"):
+        load_denoiser(tmp_path)
+
+
+def test_zero_terminal_snr_is_in_the_table_and_clipping_has_no_part(tmp_path, tiny_unet):
+    tiny_unet().save_pretrained(tmp_path)
+    plain = NoiseSchedule.linear().alphas_cumprod
+    settings = {"clip_sample": True, "clip_sample_range": 0.5, "thresholding": True}
+    save_scheduler(tmp_path, "DDPM", **settings)
+    torch.testing.assert_close(load_denoiser(tmp_path).schedule.alphas_cumprod, plain)
+    save_scheduler(tmp_path, "DDPM", rescale_betas_zero_snr=True)
+    table = load_denoiser(tmp_path).schedule.alphas_cumprod
+    assert table[-1] == 0
+    expected = diffusers.DDPMScheduler(rescale_betas_zero_snr=True).alphas_cumprod
+    assert torch.equal(table, expected)
+
+
 def test_half_precision_weights_load_as_float32(tmp_path, tiny_unet):
     unet = tiny_unet()
     save_unet(unet, tmp_path, schedule_config={"beta_start": 1e-4, "beta_end": 0.02}, half=True)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from udp_fast.diffusion import NoiseSchedule, PixelDenoiser
 from udp_fast.methods import METHODS, Settings, protect
 from udp_fast.methods.random_noise import random_signs_
 from udp_fast.ops import quantize
@@ -191,6 +192,87 @@ def test_none_clears(make_items):
     item.delta.fill_(0.01)
     protect([item], method="none")
     assert item.delta.eq(0).all()
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("surrogate_steps", [0, 1])
+@pytest.mark.parametrize("method", ITERATIVE)
+def test_every_prediction_type(method, surrogate_steps, prediction_type, make_items, denoiser):
+    """From the alternation to the judge: the loss that is raised is that of the target."""
+    from udp_fast.evaluate.denoising import tile_losses
+
+    denoiser.prediction_type = prediction_type
+    losses = []
+    for name in ("none", method):
+        (item,) = make_items(1)
+        run([item], denoiser, name, surrogate_steps=surrogate_steps, steps=4)
+        written = quantize(item.delta[None].float(), item.original[None], eps=Settings().eps)[0]
+        t, loss = tile_losses(written, denoiser, seed=0, image_id=1, draws=4, tile=24)
+        assert t.shape == loss.shape
+        losses.append(loss.mean())
+    assert losses[1] > losses[0]
+
+
+@pytest.fixture
+def dropout_denoiser():
+    diffusers = pytest.importorskip("diffusers")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = diffusers.UNet2DModel(
+            sample_size=16,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D",) * 2,
+            up_block_types=("UpBlock2D",) * 2,
+            layers_per_block=1,
+            norm_num_groups=4,
+            add_attention=False,
+            dropout=0.1,
+        )
+    return PixelDenoiser(unet.eval(), NoiseSchedule.linear())
+
+
+def test_dropout_follows_the_seed_and_leaves_the_callers_generator_alone(
+    make_items, dropout_denoiser
+):
+    losses = []
+
+    def watch(progress):
+        if progress.phase == "surrogate":
+            losses.append(progress.loss)
+
+    before = torch.get_rng_state()
+    (first,) = run(make_items(1), dropout_denoiser, on_progress=watch)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)  # the caller's own draws are none of the seed's
+    between = torch.get_rng_state()
+    (again,) = run(make_items(1), dropout_denoiser, on_progress=watch)
+    assert torch.equal(torch.get_rng_state(), between)
+    assert torch.equal(first, again)
+    assert losses[: len(losses) // 2] == losses[len(losses) // 2 :]
+
+
+def test_dropout_differs_from_step_to_step(make_items, dropout_denoiser, monkeypatch):
+    """One mask for all steps would train a smaller network instead of regularising this one."""
+    states = []
+    forward = dropout_denoiser.module.forward
+
+    def watch(*args, **kwargs):
+        if dropout_denoiser.module.training:
+            states.append(torch.get_rng_state())
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(dropout_denoiser.module, "forward", watch)
+    run(make_items(1), dropout_denoiser)
+    run(make_items(1), dropout_denoiser, seed=1)
+    assert len(states) == 8  # two steps in each of two rounds, twice
+    assert len({tuple(s.tolist()) for s in states}) == 8
+
+
+def test_the_callers_draws_during_progress_are_its_own(make_items, dropout_denoiser):
+    """Inside a callback torch's generator is the caller's, and advances."""
+    drawn = []
+    run(make_items(1), dropout_denoiser, on_progress=lambda _: drawn.append(float(torch.rand(()))))
+    assert len(set(drawn)) == len(drawn)
 
 
 def test_nothing_to_do():

@@ -1,11 +1,14 @@
 """The gradient of one step: tiles, weights and the variance of stratified draws."""
 
+import pytest
 import torch
 
-from udp_fast.diffusion import NoiseSchedule, TileGrid, TimestepSampler
-from udp_fast.methods import Settings
+from udp_fast.diffusion import NoiseSchedule, TileGrid, TimestepSampler, load_denoiser
+from udp_fast.methods import ImageItem, Settings
 from udp_fast.methods.alternation import gradient_size
 from udp_fast.methods.ascent import image_gradient, perturbed, step_grid
+from udp_fast.methods.random_noise import random_signs_
+from udp_fast.ops.noise import Stream
 
 
 def gradient(item, denoiser, t, weight=None, tile=64, step=0):
@@ -67,6 +70,9 @@ def test_gradient_size_follows_the_schedule(denoiser):
     late = snr < 0.1  # far below the saturation: proportional to the signal-to-noise ratio
     torch.testing.assert_close(size[late], snr[late].double(), rtol=1e-2, atol=0)
     assert size[0] < 0.1 * snr[0]
+    denoiser.prediction_type = "v_prediction"  # early as epsilon, late the target's own image
+    d = 2 * settings.eps.eps
+    torch.testing.assert_close(gradient_size(denoiser, settings), size + 1 / d)
     denoiser.prediction_type = "sample"
     assert torch.equal(gradient_size(denoiser, settings), torch.ones(1000).double())
 
@@ -74,9 +80,67 @@ def test_gradient_size_follows_the_schedule(denoiser):
 def test_gradient_size_survives_extreme_schedules(denoiser):
     """alphas_cumprod of exactly one and zero, and no budget."""
     denoiser.schedule = NoiseSchedule(torch.tensor([1.0, 0.5, 0.0]))
-    size = gradient_size(denoiser, Settings(eps="0"))
-    assert size.isfinite().all()
-    assert (size > 0).all()
+    for prediction_type in ("epsilon", "v_prediction", "sample"):
+        denoiser.prediction_type = prediction_type
+        size = gradient_size(denoiser, Settings(eps="0"))
+        assert size.isfinite().all()
+        assert (size > 0).all()
+
+
+class Converted:
+    """The shipped network, which predicts the noise, as a model of another prediction type."""
+
+    def __init__(self, prediction_type):
+        self.inner = load_denoiser()
+        self.module, self.multiple = self.inner.module, self.inner.multiple
+        self.schedule, self.prediction_type = self.inner.schedule, prediction_type
+
+    def __call__(self, x_t, t):
+        noise = self.inner(x_t, t)
+        if self.prediction_type == "epsilon":
+            return noise
+        power = self.schedule.alphas_cumprod[t].view(-1, 1, 1, 1)
+        a, s = power.sqrt(), (1 - power).sqrt()
+        # Where x_t is nearly all noise, dividing by a would make the image an arbitrary one; a
+        # model that was trained for it stays near the mean there.
+        x = (x_t - s * noise) / a / (1 + 0.02 * (s / a) ** 2)
+        return x if self.prediction_type == "sample" else (a * x_t - x) / s
+
+
+@pytest.mark.parametrize("law", ["udp", "eudp"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_importance_suits_the_prediction_type(law, prediction_type):
+    """E |p / q * g|^2 over the timesteps, relative to the least that any proposal reaches."""
+    pytest.importorskip("diffusers")
+    denoiser, settings = Converted(prediction_type), Settings()
+    places = torch.arange(48) / 8.0
+    waves = 60 * (places[:, None].sin() + (2.3 * places).cos()) + 127
+    item = ImageItem(1, waves.clamp(0, 255).to(torch.uint8).expand(3, 48, 48).clone())
+    random_signs_(item, settings, stream=Stream.RANDOM_START)
+    timesteps = torch.arange(10, 1000, 20)  # the middles of strata of equal chances
+    squares = torch.stack(
+        [
+            gradient(item, denoiser, t.view(1, 1), step=int(t))[0].double().square().sum()
+            for t in timesteps
+        ]
+    )
+    p = (
+        torch.ones(1000).double()
+        if law == "udp"
+        else denoiser.schedule.alphas_cumprod.double() ** 0.5
+    )
+    p = p[timesteps]
+
+    def moment(size):
+        q = p * size[timesteps] / (p * size[timesteps]).sum()
+        return float((p.square() * squares / q).sum() / (p * squares.sqrt()).sum() ** 2)
+
+    got, without = moment(gradient_size(denoiser, settings)), moment(torch.ones(1000).double())
+    assert got < 2
+    assert got == without if prediction_type == "sample" else got < 0.5 * without
+    denoiser.prediction_type = "epsilon"
+    if prediction_type != "epsilon":
+        assert moment(gradient_size(denoiser, settings)) > 10 * got
 
 
 def test_grid_moves_with_the_step_but_keeps_its_tiles(make_items, denoiser):

@@ -7,6 +7,7 @@ from udp_fast.diffusion.denoiser import (
     load_denoiser,
     save_unet,
 )
+from udp_fast.diffusion.noised_loss import noised_loss
 from udp_fast.diffusion.schedules import NoiseSchedule
 from udp_fast.diffusion.tiles import TileGrid
 from udp_fast.diffusion.timesteps import TimestepSampler
@@ -19,5 +20,6 @@ __all__ = [
     "TileGrid",
     "TimestepSampler",
     "load_denoiser",
+    "noised_loss",
     "save_unet",
 ]

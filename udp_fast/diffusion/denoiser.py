@@ -111,8 +111,14 @@ def load_denoiser(model: str | os.PathLike[str] | None = None) -> PixelDenoiser:
             never from pickles. Without a scheduler configuration the schedule is the DDPM default
             (1000 linear betas) and the model predicts epsilon.
 
+    The schedule is the table of the diffusers class that the configuration names, whichever has
+    one: DDPM, DDIM, PNDM, DPM-Solver, Euler, LCM and their kin, but neither score SDEs, EDM, flow
+    matching nor consistency models, whose training is another. ``rescale_betas_zero_snr`` is in
+    that table. What only concerns sampling (clip_sample, thresholding, Karras sigmas, spacing, …)
+    has no part in training and is not read.
+
     Raises:
-        ImportError: if diffusers is not installed.
+        ImportError: if diffusers, or what its scheduler class needs, is not installed.
         FileNotFoundError: if there is neither such a folder nor a plausible hub id.
         ValueError: if the folder holds no usable UNet2DModel or a schedule we cannot read.
     """
@@ -175,19 +181,42 @@ def _local_folder(model: str | os.PathLike[str] | None) -> Path:
 
 
 def _read_scheduler(folder: Path, unet_folder: Path) -> tuple[NoiseSchedule, str]:
-    places = (unet_folder, folder / "scheduler", unet_folder.parent / "scheduler")
-    for place in places:
+    for place in (unet_folder, folder / "scheduler", unet_folder.parent / "scheduler"):
         file = place / "scheduler_config.json"
-        if not file.is_file():
-            continue
-        try:
-            config = json.loads(file.read_text())
-            # Every diffusers scheduler of this family shares DDPM's table of alphas_cumprod.
-            scheduler = _diffusers().DDPMScheduler.from_config(config)
-        except (ValueError, TypeError, NotImplementedError) as error:
-            raise ValueError(f"model: cannot read the schedule in {file}: {error}") from error
-        return NoiseSchedule.from_scheduler(scheduler), config.get("prediction_type", "epsilon")
+        if file.is_file():
+            return _schedule_of(file)
     return NoiseSchedule.linear(), "epsilon"
+
+
+def _schedule_of(file: Path) -> tuple[NoiseSchedule, str]:
+    expected = (
+        "expected a diffusers scheduler with a table alphas_cumprod of discrete timesteps, such as "
+        "DDPMScheduler or DDIMScheduler"
+    )
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"model: {file} is no valid JSON: {error}") from error
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    kind = None
+    if isinstance(name, str) and name.endswith("Scheduler"):
+        kind = getattr(_diffusers(), name, None)
+    if kind is None:
+        raise ValueError(f"model: {expected}, got _class_name {name!r} in {file}")
+    try:
+        # Its own class, not DDPM's: defaults differ, and so do a few tables.
+        scheduler = kind.from_config(config)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"model: cannot read the schedule in {file}: {error}") from error
+    if getattr(scheduler, "alphas_cumprod", None) is None:
+        raise ValueError(f"model: {expected}, got {name} in {file}")
+    # Two settings give a class that has a table to models that were trained without one.
+    for setting, common in (("use_flow_sigmas", False), ("timestep_type", "discrete")):
+        value = scheduler.config.get(setting, common)
+        if value != common:
+            raise ValueError(f"model: {expected}, got {name} with {setting}={value!r} in {file}")
+    prediction_type = scheduler.config.get("prediction_type", "epsilon")
+    return NoiseSchedule.from_scheduler(scheduler), prediction_type
 
 
 def _diffusers() -> Any:

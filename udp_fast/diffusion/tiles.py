@@ -144,7 +144,12 @@ class TileGrid:
         return tiles.permute(1, 3, 0, 2, 4).reshape(-1, channels, h, w)
 
     def blend(self, tiles: Tensor) -> Tensor:
-        """Windowed sum of tiles [len(self), C, h, w] as [C, H, W]; what sticks out is dropped."""
+        """Windowed sum of tiles [len(self), C, h, w] as [C, H, W]; what sticks out is dropped.
+
+        Undoes ``cut``. It is not its adjoint: that would add the reflected copies of a pixel to the
+        pixel, and overlaps without windows. A gradient of the tiles, blended, therefore lacks what
+        came through the copies.
+        """
         self._check(tiles, self.tile_shape, "tiles")
         out = tiles.new_zeros(tiles.shape[1], self.rows.length, self.columns.length)
         tile = iter(tiles)

@@ -12,7 +12,7 @@ unbiased, while the variance between timesteps mostly cancels.
 Draws may also be taken from a proposal law q instead of p and weighted by p/q, which leaves every
 expectation as it is (importance sampling). For an epsilon loss the gradient that reaches the image
 grows like the signal-to-noise ratio, over six orders of magnitude; without a proposal a few lucky
-draws would decide each step.
+draws would decide each step. The v loss is far more even, since its target holds the image itself.
 """
 
 from __future__ import annotations

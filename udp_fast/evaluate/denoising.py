@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from udp_fast.diffusion import Denoiser, TileGrid, TimestepSampler
+from udp_fast.diffusion import Denoiser, TileGrid, TimestepSampler, noised_loss
 from udp_fast.methods.weights import frozen
-from udp_fast.ops import denoising_loss, noise_key, q_sample
+from udp_fast.ops import noise_key
 
 __all__ = ["surrogate_loss", "tile_losses"]
 
@@ -56,16 +56,8 @@ def tile_losses(
         for draw in range(draws):
             keys = noise_key(seed, ids, draw=draw, stream=streams, device=device)
             for part in grid.batches():
-                key = keys[part]
-                x_t = q_sample(tiles[part], t[draw, part], table, key=key)
-                losses[draw, part] = denoising_loss(
-                    denoiser(x_t, t[draw, part]),
-                    x=tiles[part],
-                    t=t[draw, part],
-                    alphas_cumprod=table,
-                    key=key,
-                    prediction_type=denoiser.prediction_type,
-                    reduction="none",
+                losses[draw, part] = noised_loss(
+                    denoiser, tiles[part], t[draw, part], table, key=keys[part], reduction="none"
                 )
     return t, losses
 

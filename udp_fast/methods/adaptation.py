@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from udp_fast.diffusion import Denoiser, TileGrid, TimestepSampler
+from udp_fast.diffusion import Denoiser, TileGrid, TimestepSampler, noised_loss
 from udp_fast.methods.ascent import perturbed
 from udp_fast.methods.items import ImageItem
 from udp_fast.methods.settings import Settings
-from udp_fast.ops import denoising_loss, q_sample
 
 __all__ = ["adapt", "protected_crops"]
 
@@ -39,6 +39,20 @@ def protected_crops(
     return torch.stack(crops)
 
 
+@contextmanager
+def _own_randomness(module: nn.Module, seed: int) -> Iterator[None]:
+    """What the module draws itself (dropout) depends on ``seed``; torch's generators come back as
+    they were."""
+    devices = sorted({p.device for p in module.parameters() if p.is_cuda}, key=str)
+    with torch.random.fork_rng(devices, device_type="cuda"):  # and the CPU's, always
+        # torch.manual_seed would seed every GPU there is, those that nobody brings back as well.
+        torch.default_generator.manual_seed(seed)
+        for device in devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
 def adapt(
     items: Sequence[ImageItem],
     denoiser: Denoiser,
@@ -48,7 +62,10 @@ def adapt(
     *,
     round_index: int,
 ) -> Iterator[float]:
-    """Take ``settings.surrogate_steps`` optimiser steps; yields the loss of each."""
+    """Take ``settings.surrogate_steps`` optimiser steps; yields the loss of each.
+
+    Every draw, dropout included, depends on the seed, the round and the step alone.
+    """
     module = denoiser.module
     module.train()
     device = items[0].original.device
@@ -65,17 +82,12 @@ def adapt(
         )
         t = sampler.stratified(len(x), 1, seed=words)[0].to(device)
         noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)).to(device)
-        x_t = q_sample(x, t, table, noise=noise)
-        loss = denoising_loss(
-            denoiser(x_t, t),
-            x=x,
-            t=t,
-            alphas_cumprod=table,
-            noise=noise,
-            prediction_type=denoiser.prediction_type,
-        )
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        # The last draw of this step's generator. Backward is inside, since a model that checkpoints
+        # its activations may draw again there; the yield is not: what the caller does is its own.
+        with _own_randomness(module, int(rng.integers(2**63))):
+            loss = noised_loss(denoiser, x, t, table, noise=noise)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
         optimiser.step()
         yield float(loss.detach())
     module.eval()

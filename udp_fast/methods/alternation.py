@@ -80,15 +80,28 @@ def alternate(
 def gradient_size(denoiser: Denoiser, settings: Settings) -> Tensor:
     """About how large the gradient that reaches the image is at each timestep, float64 [T].
 
-    The error of an epsilon (or v) prediction answers the perturbation d by about sqrt(snr) * d,
-    snr = a_t / (1 - a_t), so its squared loss has a gradient like snr * d, until the noise is
-    weaker than the perturbation itself (snr > 1 / d^2, d = 2 eps in [-1, 1]), where it levels
-    off. For a model that predicts the image the two cancel.
+    Up to a factor that all timesteps share. With snr = a_t / (1 - a_t), and the perturbation
+    d = 2 eps in [-1, 1]:
+
+    - epsilon: the error answers d by about sqrt(snr) * d, so the squared loss has a gradient like
+      snr * d, until the noise is weaker than the perturbation itself (snr > 1 / d^2), where it
+      levels off: snr / (1 + d^2 snr), in units of d.
+    - v_prediction: x_t fixed, an error e of the noise is an error e / sqrt(a_t) of v, which makes
+      the squared error 1 / a_t = (snr + 1) / snr times as large: the snr of epsilon becomes
+      snr + 1. The 1 is what late timesteps have. There the target -sqrt(1 - a_t) * x moves with
+      the image while the prediction hardly does, and the error is not d but the image, of size 1:
+      in units of d this share is 1 / d.
+    - sample: sqrt(1 - a_t) times the error of v. What falls towards early timesteps and what rises
+      cancel, within the accuracy of this: one.
     """
     a = denoiser.schedule.alphas_cumprod.double().clamp(min=1e-12)
     if denoiser.prediction_type == "sample":
         return torch.ones_like(a)
-    return 1.0 / ((1.0 - a) / a + max((2 * settings.eps.eps) ** 2, 1e-6))
+    d_squared = max((2 * settings.eps.eps) ** 2, 1e-6)
+    size = 1.0 / ((1.0 - a) / a + d_squared)
+    if denoiser.prediction_type == "v_prediction":
+        size = size + d_squared**-0.5
+    return size
 
 
 def _plan(

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from udp_fast.diffusion import Denoiser, TileGrid
+from udp_fast.diffusion import Denoiser, TileGrid, noised_loss
 from udp_fast.methods.items import ImageItem
 from udp_fast.methods.settings import Settings
-from udp_fast.ops import denoising_loss, noise_key, pgd_step_, q_sample
+from udp_fast.ops import noise_key, pgd_step_
 
 __all__ = ["ascend", "image_gradient", "perturbed", "step_grid"]
 
@@ -64,8 +64,13 @@ def image_gradient(
         seed, image_id, step: decide the noise, together with the draw and the tile.
 
     Returns:
-        float32 [3, H, W], a positive multiple of the gradient (its sign is what counts), and the
-        mean of the weighted losses.
+        float32 [3, H, W] and the mean of the weighted losses. The first is the sum over tiles and
+        draws, under the tiles' windows, of the gradient that reaches each pixel's own place in a
+        tile. A pixel near the border also stands in the reflection that fills the tiles up; what
+        reaches those copies is dropped (see ``TileGrid.blend``), and an overlap is weighed tile by
+        tile. So it is an ascent direction, of which the sign is used, rather than a multiple of the
+        loss's exact gradient: signs differ near the borders, about a tenth of all in an image of 32
+        pixels a side and a fiftieth at 128.
     """
     tiles = grid.cut(image)
     device = image.device
@@ -81,17 +86,13 @@ def image_gradient(
     for part in grid.batches():
         for draw in range(t.shape[0]):
             clean = tiles[part].detach().requires_grad_()
-            key = keys[draw][part]
-            x_t = q_sample(clean, t[draw, part], table, key=key)
-            prediction = denoiser(x_t, t[draw, part])
-            loss = denoising_loss(
-                prediction,
-                x=clean,
-                t=t[draw, part],
-                alphas_cumprod=table,
-                key=key,
+            loss = noised_loss(
+                denoiser,
+                clean,
+                t[draw, part],
+                table,
+                key=keys[draw][part],
                 weight=weight[draw, part],
-                prediction_type=denoiser.prediction_type,
                 reduction="sum",
             )
             (slope,) = torch.autograd.grad(loss, clean)

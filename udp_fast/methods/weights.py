@@ -13,31 +13,57 @@ __all__ = ["frozen", "preserved"]
 
 @contextmanager
 def preserved(module: nn.Module) -> Iterator[None]:
-    """Restore weights, buffers, gradients-wanted flags and mode on exit, however it comes."""
-    state = {name: value.detach().clone() for name, value in module.state_dict().items()}
-    wanted = [(p, p.requires_grad) for p in module.parameters()]
-    training = module.training
+    """Restore weights, buffers, gradients and whether they are wanted, and modes on exit, however
+    it comes.
+
+    The modes are those of every submodule: a model may be trained with some layers in eval mode.
+    Inside, the gradients begin as None, so that nothing is added to those of the caller.
+    """
+    state = {name: value.detach().clone() for name, value in _tensors(module)}
+    before = [(p, p.requires_grad, p.grad) for p in module.parameters()]
+    modes = _modes(module)
     try:
+        for parameter, _, _ in before:
+            parameter.grad = None
         yield
     finally:
         with torch.no_grad():
-            for name, value in module.state_dict().items():
+            for name, value in _tensors(module):
                 value.copy_(state[name])
-        for parameter, requires_grad in wanted:
+        for parameter, requires_grad, gradient in before:
             parameter.requires_grad_(requires_grad)
-            parameter.grad = None
-        module.train(training)
+            parameter.grad = gradient
+        _restore_modes(module, modes)
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers, those that a state_dict leaves out as well."""
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _modes(module: nn.Module) -> list[tuple[nn.Module, bool]]:
+    return [(part, part.training) for part in module.modules()]
+
+
+def _restore_modes(module: nn.Module, modes: list[tuple[nn.Module, bool]]) -> None:
+    module.train(modes[0][1])  # some modules do more there than set the flag
+    for part, training in modes:
+        part.training = training
 
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """No weight gradients are computed inside: only the way to the image is differentiated."""
+    """No weight gradients are computed inside: only the way to the image is differentiated.
+
+    The module is in eval mode; it and every submodule come back in the mode that they were in.
+    """
     wanted = [(p, p.requires_grad) for p in module.parameters()]
-    training = module.training
+    modes = _modes(module)
     module.eval().requires_grad_(False)
     try:
         yield
     finally:
         for parameter, requires_grad in wanted:
             parameter.requires_grad_(requires_grad)
-        module.train(training)
+        _restore_modes(module, modes)
