@@ -13,8 +13,11 @@ without a gate, a gate without a kernel and an op of the backend without either 
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
+import json
 import re
+import resource
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable
@@ -508,9 +511,10 @@ def load_build() -> ModuleType:
 
 @cache
 def build() -> ModuleType:
-    """The same, told to build for all architectures."""
+    """The same, told to build for all architectures, as it does where nothing else is asked for."""
     module = load_build()
-    module.architectures = lambda: (module.ARCHITECTURES, ())  # type: ignore[attr-defined]
+    everything = module.ARCHITECTURES, module.ARCHITECTURES[:1]
+    module.architectures = lambda: everything  # type: ignore[attr-defined]
     return module
 
 
@@ -536,42 +540,68 @@ def _compiler() -> tuple[str, bytes]:
     return version, b"".join(p.name.encode() + p.read_bytes() for p in sorted(headers))
 
 
-def _command(source: str, output: str, architectures: Iterable[str]) -> list[str]:
-    """What the build calls, for some architectures, uncompressed, and with ptxas' report."""
-    wanted = {f"sm_{a}" for a in architectures}
-    command = [
-        part
-        for part in build().command(source, output)
-        if not part.startswith(("--compress-mode", "-Xfatbin"))
-        and (not part.startswith("-gencode=") or part.rpartition("code=")[2] in wanted)
-    ]
-    return [*command, "-Xptxas=-v"]
+def _command(source: str, architectures: Iterable[str]) -> list[str]:
+    """What the build calls, but for the output; with machine code of some architectures."""
+    others = {f"sm_{a}" for a in build().ARCHITECTURES} - {f"sm_{a}" for a in architectures}
+    command = build().command(source, "")[:-2]
+    return [part for part in command if part.rpartition("code=")[2] not in others]
 
 
 def compile_unit(unit: Unit) -> dict[str, dict[str, Code]]:
     """Architecture -> demangled name -> code, from the cache as far as that is known."""
     keys = {
-        a: kept.key(_compiler(), (ROOT / unit.source).read_bytes(), _command(unit.source, "", [a]))
+        a: kept.key(_compiler(), (ROOT / unit.source).read_bytes(), _command(unit.source, [a]))
         for a in unit.architectures
     }
     found = {a: known for a in unit.architectures if (known := kept.load(keys[a])) is not None}
     missing = [a for a in unit.architectures if a not in found]
     if missing:
-        for a, kernels in _compile(ROOT / unit.source, missing).items():
+        for a, kernels in _read(unit.source, missing).items():
             found[a] = kernels
             kept.save(keys[a], kernels)
     return found
 
 
-def _compile(source: Path, architectures: list[str]) -> dict[str, dict[str, Code]]:
+@dataclass(frozen=True)
+class Compiled:
+    """An object file, as nvcc made it once."""
+
+    object: Path
+    report: str  # of nvcc and ptxas
+    seconds: float  # of processor time
+
+
+def compiled(command: list[str]) -> Compiled:
+    """Calls nvcc for the object file of a source in csrc/cuda, or finds what it made before.
+
+    Args:
+        command: as csrc/cuda/build.py has it, without the output; ptxas is made to report.
+    """
+    source = command[command.index("-c") + 1]
+    folder = kept.FOLDER / kept.key(_compiler(), (ROOT / source).read_bytes(), command[1:])
+    made = Compiled(folder / "kernels.o", "", 0)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits for what the first compiles
+        report = folder / "report.json"
+        if not report.exists():
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            arguments = [*command, "-Xptxas=-v", "-o", str(made.object)]
+            done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            if done.returncode != 0:
+                raise RuntimeError(f"{source} does not compile:\n{done.stderr}")
+            seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            report.write_text(json.dumps({"report": done.stderr, "seconds": seconds}))
+        return replace(made, **json.loads(report.read_text()))
+
+
+def _read(source: str, architectures: list[str]) -> dict[str, dict[str, Code]]:
+    made = compiled(_command(source, architectures))
     with tempfile.TemporaryDirectory() as folder:
-        command = _command(str(source), f"{folder}/kernels.o", architectures)
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"{source.name} does not compile:\n{done.stderr}")
-        run("cuobjdump", "-xelf", "all", "kernels.o", folder=folder)
+        run("cuobjdump", "-xelf", "all", str(made.object), folder=folder)
         return {
-            a: _with_spills(*read(cubin.read_bytes()), done.stderr, a)
+            a: _with_spills(*read(cubin.read_bytes()), made.report, a)
             for a in architectures
             for cubin in Path(folder).glob(f"*.sm_{a}.cubin")
         }

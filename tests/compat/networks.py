@@ -21,17 +21,20 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Network:
-    """``run(module, x)`` is the module's output for the image or latent x of this shape."""
+    """``run(module, x)`` is the module's output for the image or latent x of this shape.
 
-    make: Callable[[], nn.Module]
+    ``make`` takes changes of the module's configuration.
+    """
+
+    make: Callable[..., nn.Module]
     shape: tuple[int, ...]
     run: Callable[[nn.Module, Tensor], Tensor]
 
 
-def _seeded(cls: Any, **config: Any) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
+def _seeded(cls: Any, **config: Any) -> Callable[..., nn.Module]:
+    def make(**changes: Any) -> nn.Module:
         torch.manual_seed(0)
-        module: nn.Module = cls(**config).eval()
+        module: nn.Module = cls(**{**config, **changes}).eval()
         with torch.no_grad():
             # A normalisation's weight is one and its bias zero at first: formulas that confuse them
             # would go unnoticed. FLUX and SD3 start with zeros in their last layers.

@@ -270,7 +270,7 @@ def check_all(
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=["bf16", "f16"])
 @pytest.mark.parametrize("dim", NARROW)
 def test_many_keys(emulated: EmulatedModule, dim: int, dtype: torch.dtype) -> None:
-    check_all(emulated, operands((1, 2, 140, 150, dim), dtype))
+    check_all(emulated, operands((1, 2 if dim <= 64 else 1, 140, 150, dim), dtype))
 
 
 @pytest.mark.parametrize(
@@ -396,7 +396,7 @@ def test_banks_of_shared_memory(emulated: EmulatedModule, dim: int) -> None:
 
 #: What attention_blocks.cuh serves.
 BLOCKS = [*((dim, F32) for dim in DIMS), (512, BF16), (512, F16)]
-#: Schedules of heads of 512, of which each takes seconds.
+#: Schedules of heads of 512, of which each takes seconds; `test_blocks` has them all.
 FEW_SEEDS = (0, 3, 4)
 of_blocks = pytest.mark.parametrize(
     ("dim", "dtype"), BLOCKS, ids=[f"{dim}-{str(dtype)[6:]}" for dim, dtype in BLOCKS]
@@ -406,8 +406,6 @@ of_blocks = pytest.mark.parametrize(
 @of_blocks
 def test_blocks(emulated: EmulatedModule, dim: int, dtype: torch.dtype) -> None:
     """Tiles of both sides that are full and that are not; no bank conflict."""
-    if dim == 512:
-        emulated.seeds = FEW_SEEDS
     check_all(emulated, operands((1, 1, 70, 140, dim), dtype))
     assert all(launch.shared_conflicts == 0 for launch in emulated.launches)
     wide = [x for x in emulated.launches if x.kernel.count("_float_") and dim != 40]
@@ -442,6 +440,8 @@ def test_dq_alone_of_few_keys_in_blocks(
 def test_layouts_of_blocks(
     emulated: EmulatedModule, layout: str, dim: int, dtype: torch.dtype
 ) -> None:
+    if dim == 512:
+        emulated.seeds = FEW_SEEDS
     check_all(emulated, operands((2, 2, 20, 30, dim), dtype, layout))
 
 
@@ -452,6 +452,8 @@ def test_layouts_of_blocks(
 def test_blocks_of_any_size(
     emulated: EmulatedModule, queries: int, keys: int, dim: int, dtype: torch.dtype
 ) -> None:
+    if dim == 512:
+        emulated.seeds = FEW_SEEDS
     needs = (keys > 1, keys > 1, True)
     check_all(emulated, operands((1, 1, queries, keys, dim), dtype), needs=needs)
 
@@ -461,6 +463,8 @@ def test_blocks_of_any_size(
 def test_bias_of_blocks(
     emulated: EmulatedModule, shape: tuple[int, ...], dim: int, dtype: torch.dtype
 ) -> None:
+    if dim == 512:
+        emulated.seeds = FEW_SEEDS
     torch.manual_seed(1)
     bias = (3 * torch.randn(shape)).to(BF16).float()
     if shape[3] > 1:
@@ -492,5 +496,7 @@ def test_rows_without_keys_give_nothing_in_blocks(dim: int, dtype: torch.dtype) 
 def test_only_what_is_needed_of_blocks_is_launched(
     emulated: EmulatedModule, needs: tuple[bool, bool, bool], dim: int, dtype: torch.dtype
 ) -> None:
+    if dim == 512:
+        emulated.seeds = FEW_SEEDS
     check_all(emulated, operands((1, 1, 20, 140, dim), dtype), needs=needs)
     assert len(emulated.launches) == 3  # forward, rows, and one

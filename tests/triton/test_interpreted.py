@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ needs_triton = pytest.mark.skipif(
 )
 
 
-def interpret(least: int, *arguments: str, **variables: str) -> None:
+def interpret(least: int, *arguments: str, plugins: Sequence[str] = ()) -> None:
     """Runs tests, of which at least so many must have passed, and none been skipped."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", **variables}
+    plugins = [f"-p{name}" for name in ("no:cacheprovider", "patched_once", *plugins)]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", *plugins, *arguments]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(HERE)}
     done = subprocess.run(
         command, env=environment, cwd=HERE.parents[1], capture_output=True, text=True, check=False
     )
@@ -52,8 +54,8 @@ def test_contracts_of_the_ops():
     interpret(
         40,
         *(str(HERE.parent / "ops" / f"test_{name}.py") for name in files),
-        *("-k", f"triton and not ({slow})", "-p", "few_examples"),
-        PYTHONPATH=str(HERE),
+        *("-k", f"triton and not ({slow})"),
+        plugins=["few_examples"],
     )
 
 
@@ -65,6 +67,6 @@ def test_contract_of_attention():
     interpret(
         120,
         str(HERE.parent / "ops/test_attention.py"),
-        *("-k", f"triton and not ({slow})", "-p", "small_attention"),
-        PYTHONPATH=str(HERE),
+        *("-k", f"triton and not ({slow})"),
+        plugins=["small_attention"],
     )
