@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import itertools
 import json
+import pickle
 import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -837,12 +840,29 @@ def test_processors_that_were_made_anew_by_their_classes_are_undone() -> None:
     assert {name: type(p) for name, p in module.attn_processors.items()} == before
 
 
-def test_an_accelerated_network_is_copied_whole() -> None:
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_of_an_accelerated_network_looks_at_its_own_parts(
+    duplicate: Callable[[nn.Module], Any],
+) -> None:
     network = NETWORKS["ddpm"]
-    module, x = network.make(), image(network)
+    (module, plain), x = (network.make(), network.make()), image(network)
+    other = nn.GroupNorm(4, 32)
     with udp_fast.accelerate(module):
-        twin = copy.deepcopy(module)
-        twin.conv_norm_out = nn.GroupNorm(32, 32)  # the copy's SiLU looks at the copy's
-        mine = network.run(module, x)
-        assert network.run(twin, x).shape == mine.shape
-        assert torch.equal(network.run(module, x), mine)
+        twin = duplicate(module)
+        before = network.run(module, x)
+        assert relative(network.run(twin, x), before) < 1e-5
+        plain.conv_norm_out = twin.conv_norm_out = other
+        assert relative(network.run(twin, x), network.run(plain, x)) < 1e-4
+        assert torch.equal(network.run(module, x), before)
+
+
+def test_an_accelerated_network_that_is_dropped_is_freed() -> None:
+    module = NETWORKS["ddpm"].make()
+    done, alive = udp_fast.accelerate(module), weakref.ref(module)
+    gc.collect()
+    gc.disable()
+    try:
+        del module, done
+        assert alive() is None
+    finally:
+        gc.enable()

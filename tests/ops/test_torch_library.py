@@ -214,8 +214,10 @@ def test_numbers_that_torch_negates_only_when_it_reads_them(backend_name):
     assert torch.equal(
         got.delta, pgd_step(torch.zeros(SHAPE), real, original, mask=mask, **options).delta
     )
-    loss = denoising_loss(lazy, real)
-    assert loss == 0
+    assert denoising_loss(lazy, real) == 0
+    weight, zeros = negated((2, 1))[:, 0], torch.zeros(SHAPE)
+    losses = denoising_loss(real, zeros, weight=weight, reduction="none")
+    assert torch.equal(losses, denoising_loss(real, zeros, weight=weight.clone(), reduction="none"))
     with pytest.raises(ValueError, match="pgd_step_: delta: got a tensor that torch negates only"):
         pgd_step_(lazy, real, original, **options)
 
@@ -229,7 +231,12 @@ def test_autograd_learns_of_what_is_written(backend_name):
         ),
         "image_scale_": lambda d: image_scale_(d, torch.full((2,), 3.0)),
     }
-    for write in deltas.values():
+    lazy = negated(SHAPE)
+    by_the_library = {
+        "pgd_step_": lambda d: pgd_step_(d, lazy, d.clone(), alpha=0.1, eps=0.2),
+        "pgd_step_multi_": lambda d: pgd_step_multi_([d], [lazy], [d.clone()], alpha=0.1, eps=0.2),
+    }
+    for write in (*deltas.values(), *by_the_library.values()):
         weight, delta = x(0, True), x(1)
         loss = (weight * delta).sum()
         write(delta)

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Any
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary, ref
 
 import diffusers
 import torch
@@ -188,15 +188,37 @@ class UDPGroupNorm(nn.GroupNorm):
         return _normalised(self, input, None)
 
 
+class _Network:
+    """A network, for two of its parts: not kept alive by them, and copied or pickled with them."""
+
+    def __init__(self, network: nn.Module | None) -> None:
+        self._network = ref(network) if network is not None else lambda: None
+
+    def has_folded(self, part: nn.Module) -> bool:
+        """Whether its last normalisation and SiLU are ours and in their places, the part among them:
+        either may be wrapped, replaced or parametrised meanwhile."""
+        network = self._network()
+        if network is None:
+            return False
+        norm, act = network.conv_norm_out, network.conv_act
+        ours = type(norm) is UDPGroupNormSiLU and type(act) is UDPFoldedSiLU
+        return ours and (part is norm or part is act)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Network:
+        network = self._network()
+        return _Network(memo.get(id(network), network))
+
+    def __reduce__(self) -> tuple[type, tuple[nn.Module | None]]:
+        return _Network, (self._network(),)
+
+
 class UDPGroupNormSiLU(UDPGroupNorm):
     """With the SiLU that its network calls next, as long as that one is a `UDPFoldedSiLU`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        # In a tuple, for it is no part of this module; nothing, once this is undone.
-        for network in self.__dict__.get("_network", ()):
-            if network.conv_norm_out is self and _is_folded(network):
-                return _normalised(self, input, "silu")
-        return _normalised(self, input, None)
+        network = getattr(self, "_network", None)  # None, once this is undone
+        is_last = network is not None and network.has_folded(self)
+        return _normalised(self, input, "silu" if is_last else None)
 
 
 class UDPFoldedSiLU(nn.SiLU):
@@ -204,19 +226,10 @@ class UDPFoldedSiLU(nn.SiLU):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self._network = (network,)
+        self._network = _Network(network)
 
     def forward(self, input: Tensor) -> Tensor:
-        network = self._network[0]
-        is_applied = network.conv_act is self and _is_folded(network)
-        return input if is_applied else F.silu(input)
-
-
-def _is_folded(network: nn.Module) -> bool:
-    """Whether both are in their places: either may be wrapped, replaced or parametrised meanwhile."""
-    return (
-        type(network.conv_norm_out) is UDPGroupNormSiLU and type(network.conv_act) is UDPFoldedSiLU
-    )
+        return input if self._network.has_folded(self) else F.silu(input)
 
 
 def _is_overridden(module: nn.Module) -> bool:
@@ -840,7 +853,7 @@ def _fold(report: Acceleration, name: str, module: Any) -> None:
             module.conv_act = act
 
     report._will_change("class", [norm, folded], take_back)
-    norm.__dict__["_network"] = (module,)
+    norm.__dict__["_network"] = _Network(module)
     norm.__class__, module.conv_act = UDPGroupNormSiLU, folded
 
 

@@ -190,11 +190,10 @@ def pgd_step_(
         out_dtype,
     )
     check.check_updatable("pgd_step_", "delta", delta)
-    if check.is_plain(delta, grad, x):
-        result = PGDStep(*dispatch.call("pgd_step_", *args))
-        check.written(delta)
-        return result
-    return PGDStep(*torch.ops.udp_fast.pgd_step_(*args))
+    plain = check.is_plain(delta, grad, x)
+    result = (_step_in_place if plain else torch.ops.udp_fast.pgd_step_)(*args)
+    check.written(delta)
+    return PGDStep(*result)
 
 
 def pgd_step(

@@ -132,8 +132,7 @@ def pgd_step_multi_(
     advs = [torch.empty_like(d, dtype=out_dtype) for d in deltas]
     bounds = (lo, hi, out_lo, out_hi)
     args = (deltas, advs, grads, xs, alpha, eps, step, bool(maximize), *bounds)
-    if not check.is_plain(*deltas, *grads, *xs):
-        return PGDStepMulti(advs, torch.ops.udp_fast.pgd_step_multi_(*args))
-    skipped = _step(*args)
+    plain = check.is_plain(*deltas, *grads, *xs)
+    skipped = (_step if plain else torch.ops.udp_fast.pgd_step_multi_)(*args)
     check.written(*deltas)
     return PGDStepMulti(advs, skipped)

@@ -74,11 +74,14 @@ def quantize(
     op = "quantize"
     check.check_batched(op, "value", value, check.FLOATS)
     check.check_tensor(op, "original", original, (torch.uint8,), like=value)
-    eps = check.per_image(op, "eps", eps, value.shape[0], value.device)
-    if eps.is_cpu and not torch.compiler.is_compiling() and bool((eps > 1).any()):
+    largest = eps  # of a Budget it is known
+    if isinstance(eps, Tensor) and eps.is_cpu and eps.numel() and not torch.compiler.is_compiling():
+        largest = eps.max().item()
+    if isinstance(largest, (int, float)) and largest > 1:
         raise ValueError(
-            f"{op}: eps: got {eps.max().item():g}, expected a fraction in [0, 1] (8/255, not 8)"
+            f"{op}: eps: got {largest:g}, expected a fraction in [0, 1] (8/255, not 8)"
         )
+    eps = check.per_image(op, "eps", eps, value.shape[0], value.device)
     check.check_choice(op, "kind", kind, KINDS)
     lo, hi = check.check_range(op, "range", range)
     if key is not None:

@@ -214,7 +214,9 @@ def _is_traced() -> bool:
 
 def written(*tensors: Tensor) -> None:
     """Tells autograd that a kernel has written to these, so that a backward which needs what they held
-    before is an error and not a wrong result."""
+    before is an error and not a wrong result. torch.compile does so itself."""
+    if torch.compiler.is_compiling():
+        return
     for tensor in tensors:
         if not tensor.is_inference():
             torch.autograd.graph.increment_version(tensor)
