@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from udp_fast.backends.registry import ORDER, backend, order
 from udp_fast.backends.triton import INTERPRETS
+from udp_fast.ops import validation
 
 ON_GPU = ("cuda", "triton")
 
@@ -50,6 +51,13 @@ def backend_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     yield from pinned(
         request.param, monkeypatch, "image_scale", lambda: (torch.ones(1, 1), torch.ones(1))
     )
+
+
+@pytest.fixture(params=["eager", "library"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through our own autograd function, or through torch.library as for a tensor's subclass."""
+    if request.param == "library":
+        monkeypatch.setattr(validation, "is_eager", lambda *tensors: False)
 
 
 def _attention() -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from cases import F32, F64, FLOATS, LAYOUTS, floats, same_bits, shapes, timesteps, ulp
+from cases import F32, F64, FLOATS, LAYOUTS, Stop, floats, same_bits, shapes, timesteps, ulp
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -166,14 +166,6 @@ def loss_by_torch(kind, reduction, pred, x, noise):
     return {"mean": per_image.mean(), "sum": per_image.sum(), "none": per_image}[reduction]
 
 
-@pytest.fixture(params=["eager", "library"])
-def way(request, monkeypatch):
-    """Through our own autograd function, or through torch.library as for a tensor's subclass."""
-    if request.param == "library":
-        module = sys.modules[denoising_loss.__module__]
-        monkeypatch.setattr(module.check, "is_eager", lambda *tensors: False)
-
-
 @pytest.mark.parametrize("kind", ["explicit", *TYPES])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_autograd_matches_torch(backend_name, way, kind, reduction):
@@ -237,18 +229,6 @@ def test_a_first_gradient_has_no_graph(backend_name, way):
     pred = floats((2, 3, 6, 6), 0).requires_grad_()
     (grad,) = torch.autograd.grad(denoising_loss(pred, floats((2, 3, 6, 6), 1)), pred)
     assert not grad.requires_grad
-
-
-class Stop(torch.autograd.Function):
-    """Its argument, and backward no gradient at all."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None
 
 
 def test_an_undefined_upstream_gradient_is_zero(backend_name, way):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
-from cases import F32, F64, FLOATS, LAYOUTS, floats, same_bits, shapes, timesteps, ulp
+from cases import F32, F64, FLOATS, LAYOUTS, Stop, floats, same_bits, shapes, timesteps, ulp
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -127,23 +125,7 @@ def test_gradients_are_those_of_the_formula(backend_name):
     assert torch.equal(x.grad, upstream * a)
 
 
-class Stop(torch.autograd.Function):
-    """Its argument, and backward no gradient at all."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None
-
-
-@pytest.mark.parametrize("way", ["eager", "library"])
-def test_an_undefined_upstream_gradient_is_zero(backend_name, monkeypatch, way):
-    if way == "library":
-        module = sys.modules[q_sample.__module__]
-        monkeypatch.setattr(module.check, "is_eager", lambda *tensors: False)
+def test_an_undefined_upstream_gradient_is_zero(backend_name, way):
     x = floats((2, 3, 8, 8), 0).requires_grad_()
     x_t = q_sample(x, torch.tensor([0, 1]), table("flow"), key=noise_key(0, [1, 2]))
     (Stop.apply(x_t).sum() + x.sum()).backward()

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from ..backends import dispatch
+from ..backends.reference.image_scale import image_scale as definition
 from ..backends.reference.q_sample import coefficients
 from . import validation as check
 from .image_scale import image_scale, image_scale_
@@ -108,7 +109,7 @@ def _gradients(
     terms = [] if factor is None else [(grad, factor)]
     multiply = image_scale
     if torch.is_grad_enabled() or grad_grad is not None:
-        multiply = _differentiable_scale
+        multiply = definition  # differentiable in the scale as well, any number of times
     if grad_grad is not None:
         terms.append((grad_grad, _slope(grad, weight, ctx.grad_scale)))
     if not terms:  # the upstream gradient is undefined, which means zero
@@ -141,14 +142,6 @@ def _gradients(
     return dpred, dtarget, dx, None, None, dnoise, None, None, None, None, None
 
 
-def _differentiable_scale(x: Tensor, scale: Tensor) -> Tensor:
-    """`image_scale` in torch's own operations, differentiable in the scale as well, any number of times."""
-    f = _loss_dtype(x)
-    per_image = scale.to(f).reshape(-1, *[1] * (x.dim() - 1))
-    y: Tensor = (x.to(f) * per_image).to(x.dtype)
-    return y
-
-
 def _slope(grad: Tensor, weight: Tensor | None, grad_scale: float) -> Tensor:
     """[B] what one more of pred adds to `grad`."""
     batch, dtype = grad.shape[0], _loss_dtype(grad)
@@ -167,9 +160,8 @@ def _scaled_if_need_be(grad: Tensor, factor: Tensor, is_ours: bool) -> Tensor:
     factors = factor.expand(grad.shape[:1])
     if not alone:
         return image_scale(grad, factors)
-    image_scale_(grad, factors)
     # Should the graph be kept after all, its next backward is an error and not a wrong result.
-    torch.autograd.graph.increment_version(grad)
+    image_scale_(grad, factors)
     return grad
 
 
@@ -299,7 +291,7 @@ def denoising_loss(
     check.check_choice(op, "reduction", reduction, REDUCTIONS)
     if weight is not None:
         check.check_tensor(op, "weight", weight, check.FLOATS, like=pred, shape=(pred.shape[0],))
-        weight = weight.detach().resolve_neg().to(torch.float32)
+        weight = check.constants(weight)
     table = None
     if target is None:
         x, t, table = _check_derived(pred, prediction_type, x, t, alphas_cumprod, noise, key)

@@ -59,7 +59,7 @@ def image_scale(
     check.check_batched("image_scale", "x", x, check.FLOATS)
     check.check_tensor("image_scale", "scale", scale, check.FLOATS, like=x, shape=(x.shape[0],))
     multiply = _image_scale if check.is_plain(x) else torch.ops.udp_fast.image_scale
-    y = multiply(x, scale.detach().resolve_neg().to(torch.float32))
+    y = multiply(x, check.constants(scale))
     assert isinstance(y, Tensor)
     return y
 
@@ -76,5 +76,5 @@ def image_scale_(
     check.check_batched("image_scale_", "x", x, check.FLOATS)
     check.check_updatable("image_scale_", "x", x)
     check.check_tensor("image_scale_", "scale", scale, check.FLOATS, like=x, shape=(x.shape[0],))
-    dispatch.call("image_scale_", x, scale.detach().resolve_neg().to(torch.float32))
+    dispatch.call("image_scale_", x, check.constants(scale))
     check.written(x)

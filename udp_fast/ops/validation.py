@@ -93,6 +93,11 @@ def check_range(op: str, name: str, value: Any) -> tuple[float, float]:
     return lo + 0.0, hi + 0.0  # no negative zero
 
 
+def constants(values: Tensor) -> Tensor:
+    """Numbers that nothing is differentiated in, as float32 and in memory as they are."""
+    return values.detach().resolve_neg().to(torch.float32)
+
+
 def per_image(
     op: str, name: str, value: Any, batch: int, device: torch.device, span: float = 1.0
 ) -> Tensor:
@@ -111,7 +116,7 @@ def per_image(
             )
         if value.dim() == 1 and value.device != device:
             raise ValueError(f"{op}: {name}: got a tensor on {value.device}, expected {device}")
-        value = value.detach().resolve_neg().to(torch.float32)
+        value = constants(value)
         assert isinstance(value, Tensor)
         if value.device.type == "cpu" and not torch.compiler.is_compiling():
             bad = ~(torch.isfinite(value) & (value >= 0))
@@ -149,7 +154,7 @@ def check_timesteps(
         raise ValueError(f"{op}: {table_name}: got shape {list(table.shape)}, expected [T], T > 0")
     if table.device != x.device:
         raise ValueError(f"{op}: {table_name}: got a tensor on {table.device}, expected {x.device}")
-    return t.to(torch.int64), table.detach().resolve_neg().to(torch.float32)
+    return t.to(torch.int64), constants(table)
 
 
 def check_timestep_values(op: str, t: Tensor | None, table: Tensor | None) -> None:
