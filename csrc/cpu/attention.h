@@ -11,6 +11,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "../math/bias.h"
 #include "../math/exp.h"
 #include "../math/normal.h"
 #include "ops.h"
@@ -209,17 +210,17 @@ UDP_NOINLINE void add_bias(const Bias& bias, const Scores& at, float* s, float* 
                         at.row * bias.query + at.key * bias.key;
     if (bias.query == 0) {
         for (int64_t c = 0; c < at.keys; ++c, s += kBlock) {
-            const F b(from[c * bias.key] * kLog2E);
+            const F b(limited_bias(from[c * bias.key]) * kLog2E);
             for (int64_t r = 0; r < at.lanes; r += 16) store16(s + r, load16(s + r) + b);
         }
         return;
     }
     // The backend sees to it that the keys' stride is 1 here.
     const HeadRows<const float> rows{from, bias.query};
-    pack_lanes(rows, at.rows, at.keys, kLog2E, at.lanes, transposed);
+    pack_lanes(rows, at.rows, at.keys, 1.0f, at.lanes, transposed);
     for (int64_t c = 0; c < at.keys; ++c, s += kBlock, transposed += kBlock) {
         for (int64_t r = 0; r < at.lanes; r += 16) {
-            store16(s + r, load16(s + r) + load16(transposed + r));
+            store16(s + r, fma(limited_bias(load16(transposed + r)), F(kLog2E), load16(s + r)));
         }
     }
 }

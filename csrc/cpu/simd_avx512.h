@@ -131,7 +131,7 @@ UDP_HD F flip(F a, F sign) {
     return as_float(as_uint(a) ^ (as_uint(sign) & U(0x80000000u)));
 }
 
-// As in ../math/pgd.h: one instruction classifies.
+// As in ../math/lanes.h: one instruction classifies.
 UDP_HD M is_finite(F a) {
     constexpr int kNanOrInfinity = 0x01 | 0x80 | 0x08 | 0x10;
     return {static_cast<__mmask16>(~_mm512_fpclass_ps_mask(a.v, kNanOrInfinity))};

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../math/bias.h"
 #include "instructions.cuh"
 #include "launch.cuh"
 #include "ops.h"
@@ -25,10 +26,6 @@ constexpr int kAttentionWarps = kAttentionThreads / 32;
 constexpr float kInfinity = __builtin_huge_valf();
 // A row's largest score is at least that, so that it is finite where all are -inf.
 constexpr float kLeastMaximum = -1e30f;
-// Of a finite bias, which may be the lowest float: large enough for scores to be lost beside it,
-// small enough for its rounding, multiplied by the scale, to be no more than an exponential can
-// bear.
-constexpr float kMostBias = 1e9f;
 // What a row's sum begins with: lost beside a sum of exponentials, whose largest is 1, but it can
 // be divided by where there are none.
 constexpr float kLeastSum = 1e-30f;
@@ -112,18 +109,15 @@ __device__ __forceinline__ float quad_sum(float x) {
 __device__ __forceinline__ const float* bias_row(const Bias& bias, int query) {
     return bias.data + (blockIdx.z * bias.batch + blockIdx.y * bias.head + query * bias.query);
 }
-// Of that a key's, finite where it is; -inf where there is no such key.
+// Of that a key's; -inf where there is no such key.
 __device__ __forceinline__ float bias_at(const float* row, const Bias& bias, int key, int keys) {
     const float value = load_global<Cache::read_only>(row + int64_t{min(key, keys - 1)} * bias.key);
-    const float finite = fminf(fmaxf(value, -kMostBias), kMostBias);
-    return key >= keys || value == -kInfinity ? -kInfinity : finite;
+    return key < keys ? limited_bias(value) : -kInfinity;
 }
 
 // What a key adds to the accumulators of its scores, which are multiplied by the scale later: its
 // bias over the scale, -inf where there is no such key. A tensor core adds it, as the product of a
-// row of ones and three bfloat16 whose sum is the float: eight columns more of q and k. Finite bias
-// stays finite, or a row in which all keys have the lowest float would be taken for one without
-// keys.
+// row of ones and three bfloat16 whose sum is the float: eight columns more of q and k.
 __device__ __forceinline__ uint4 bias_columns(const Bias& bias, int key, int keys, float scale) {
     float value = key < keys ? 0.0f : -kInfinity;
     if (bias.data != nullptr) value = bias_at(bias_row(bias, 0), bias, key, keys) / scale;

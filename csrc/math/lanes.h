@@ -120,6 +120,13 @@ UDP_HD float select_by_second_bit(uint32_t a, float yes, float no) {
 }
 #endif
 
+constexpr float kLargest = 3.40282346638528859811704183484516925e+38f;
+
+template <class F>
+UDP_HD auto is_finite(F a) {
+    return abs(a) <= F(kLargest);  // false for a NaN
+}
+
 // a, negated where `sign` has its sign bit set.
 UDP_HD float flip(float a, float sign) {
     return as_float(as_uint(a) ^ (as_uint(sign) & 0x80000000u));

@@ -11,13 +11,6 @@ struct Range {
     float out_lo, out_hi, out_scale;
 };
 
-constexpr float kLargest = 3.40282346638528859811704183484516925e+38f;
-
-template <class F>
-UDP_HD auto is_finite(F a) {
-    return abs(a) <= F(kLargest);  // false for a NaN
-}
-
 // Onto the linf ball; for the l2 ball, whose delta is scaled instead by min(1, eps / |delta|), the
 // bound is the largest float: an infinity would become a NaN.
 template <class F>

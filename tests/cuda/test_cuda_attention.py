@@ -168,13 +168,14 @@ def test_a_row_without_keys_has_no_gradient() -> None:
 
 @pytest.mark.usefixtures("emulated")
 def test_the_lowest_bias_is_no_mask() -> None:
-    """Of keys that all have it, each counts as much: scores are lost beside it."""
+    """Of keys that all have it, each counts as if none had."""
     tensors = operands((1, 1, 20, 12, 64), BF16)
     bias = torch.full((1, 1, 1, 12), torch.finfo(torch.float32).min)
     dq, _, _ = attention_backward(*tensors, bias, None, None, 0.125, DQ)
-    grad_out, _q, k, v = (x.double() for x in tensors)
+    grad_out, q, k, v = (x.double() for x in tensors)
+    p = (0.125 * q @ k.transpose(-1, -2)).softmax(-1)
     dp = grad_out @ v.transpose(-1, -2)
-    exact = 0.125 / 12 * (dp - dp.mean(-1, keepdim=True)) @ k
+    exact = 0.125 * (p * (dp - (p * dp).sum(-1, keepdim=True))) @ k
     assert (dq.double() - exact).norm() <= 2**-8 * exact.norm()
 
 

@@ -283,8 +283,9 @@ def attention(
             without a copy. N, M and D are arbitrary.
         scale: finite; default D ** -0.5.
         bias: added to the scaled scores, a float of any of these dtypes, or a bool mask, True where
-            a query attends to a key. Padded keys are a [B, 1, 1, M] bias of 0 and -inf. It gets no
-            gradient.
+            a query attends to a key. Padded keys are a [B, 1, 1, M] bias of 0 and -inf. Finite
+            numbers count as no more than 1e4 either way, beside which float32 still holds scores.
+            It gets no gradient.
         needs: which of dq, dk, dv may be asked for; a tensor whose entry is False is treated as
             detached. Default: what ``requires_grad`` says. With dq alone and at most 128 keys nothing
             is saved but q, k and v, unless torch differentiates its own function (a small call).

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..bias import limited
 from .arithmetic import compute_dtype
 
 
@@ -15,12 +16,11 @@ def scores(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     """[B, H, N, M], in the dtype that the op calculates in."""
     f = compute_dtype(q, k)
     s = q.to(f) @ k.to(f).transpose(-1, -2) * scale
-    return s if bias is None else s + bias.to(f)
+    return s if bias is None else s + limited(bias.to(f))
 
 
 def probabilities(s: Tensor) -> Tensor:
-    """softmax(s); 0 in a row that is masked altogether. Not exp(s - lse): beside a score of -1e9, as
-    padding has it, the logarithm of a sum is lost."""
+    """softmax(s); 0 in a row that is masked altogether."""
     return s.softmax(-1).masked_fill((s == -math.inf).all(-1, keepdim=True), 0.0)
 
 

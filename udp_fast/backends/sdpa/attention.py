@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..bias import limited
 from ..outputs import in_strides_of
 
 _aten: Any = torch.ops.aten
@@ -30,10 +31,14 @@ def kernel(q: Tensor, bias: Tensor | None, keys: int) -> str | None:
     return "flash" if half and q.shape[3] <= 256 and _has_flash(q.device) else "efficient"
 
 
+def _limited(bias: Tensor | None, q: Tensor) -> Tensor | None:
+    return None if bias is None else limited(bias.to(q.dtype))
+
+
 def _expanded(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     if bias is None:
         return None
-    return bias.to(q.dtype).expand(*q.shape[:3], k.shape[2])
+    return bias.expand(*q.shape[:3], k.shape[2])
 
 
 def _forward(
@@ -41,9 +46,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Out, in any strides, and lse."""
     if q.is_cpu:
-        mask = None if bias is None else bias.to(q.dtype)
         out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, False, attn_mask=mask, scale=scale
+            q, k, v, 0.0, False, attn_mask=bias, scale=scale
         )
         if bias is not None and need_lse:  # it gives 0 where all keys are masked
             lse = lse.masked_fill_((bias == -math.inf).all(-1), -math.inf)
@@ -62,7 +66,7 @@ def _forward(
 def attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, need_lse: bool
 ) -> tuple[Tensor, Tensor]:
-    out, lse = _forward(q, k, v, bias, scale, need_lse)
+    out, lse = _forward(q, k, v, _limited(bias, q), scale, need_lse)
     if need_lse:
         assert lse is not None
         lse = lse.contiguous()
@@ -82,16 +86,16 @@ def attention_backward(
     scale: float,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
+    bias = _limited(bias, q)
     if lse is None:  # kept for a backward that does without; these kernels do not
         out, lse = _forward(q, k, v, bias, scale, True)
     assert lse is not None
     grads: Sequence[Tensor]
     if q.is_cpu:
-        mask = None if bias is None else bias.to(q.dtype)
         # All keys masked: exp(-inf - inf) is the 0 that it should be.
         finite = lse.masked_fill(lse == -math.inf, math.inf) if bias is not None else lse
         grads = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad_out, q, k, v, out, finite, 0.0, False, attn_mask=mask, scale=scale
+            grad_out, q, k, v, out, finite, 0.0, False, attn_mask=bias, scale=scale
         )
     else:
         seed = torch.zeros((), dtype=torch.int64, device=q.device)

@@ -8,11 +8,13 @@ lies beyond the end of a row or of a head is zero. Kernels run over queries and 
 import triton
 import triton.language as tl
 
+from .. import bias as biases
 from .floats import INTERPRET, narrow, widen
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 NOTHING = tl.constexpr(float("-inf"))
+MOST_BIAS = tl.constexpr(biases.MOST_BIAS)
 
 
 @triton.jit
@@ -207,7 +209,10 @@ def load_bias(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """float32 [ROWS, COLUMNS] times log2 e; [1, COLUMNS] or [ROWS, 1] where a stride is None."""
+    """float32 [ROWS, COLUMNS] times log2 e; [1, COLUMNS] or [ROWS, 1] where a stride is None.
+
+    Limited as in csrc/math/bias.h.
+    """
     i = first_row + tl.arange(0, ROWS)
     j = first_column + tl.arange(0, COLUMNS)
     if row_stride is None:
@@ -219,7 +224,9 @@ def load_bias(
     else:
         tile = base + (i.to(tl.int64) * row_stride)[:, None] + (j.to(tl.int64) * column_stride)
         inside = (i < rows)[:, None] & (j < columns)[None, :]
-    return widen(tl.load(tile, mask=inside, other=0.0)) * LOG2E
+    bias = widen(tl.load(tile, mask=inside, other=0.0))
+    limited = tl.minimum(tl.maximum(bias, -MOST_BIAS), MOST_BIAS)
+    return tl.where(tl.abs(bias) < float("inf"), limited, bias) * LOG2E
 
 
 @triton.jit
