@@ -128,7 +128,7 @@ int udp_attention(const udp::AttentionShape* shape, const udp::Heads* q, const u
                   void* stream) {
     using udp::Operand;
     const udp::Forward p{*shape, Operand(*q), Operand(*k), Operand(*v), Operand(*out), *bias, lse};
-    return udp::for_dim(*shape, [&](auto half, auto dim) {
+    return udp::for_half_and_dim(*shape, [&](auto half, auto dim) {
         return udp::run<typename decltype(half)::type, dim>(p, static_cast<cudaStream_t>(stream));
     });
 }

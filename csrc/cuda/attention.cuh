@@ -9,7 +9,6 @@
 
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -136,42 +135,24 @@ __device__ __forceinline__ uint32_t ones_for_bias(int t) {
     return t == 0 ? 0x3f803f80u : t == 1 ? 0x3f80u : 0u;
 }
 
-// More shared memory than the 48 KB that need no permission. Given once a GPU.
-template <auto kKernel>
-cudaError_t allow_shared(int bytes) {
-    constexpr int kDevices = 64;
-    static bool known[kDevices] = {};  // a race writes the same twice
-    int device = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error != cudaSuccess || (device < kDevices && known[device])) return error;
-    error = cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    if (error == cudaSuccess && device < kDevices) known[device] = true;
+// Calls run(dim) with the head dim as a type, if it is one of kDims.
+template <int... kDims, class Run>
+cudaError_t for_dim(int dim, const Run& run) {
+    cudaError_t error = cudaErrorInvalidValue;
+    (void)((dim == kDims && (error = run(std::integral_constant<int, kDims>{}), true)) || ...);
     return error;
 }
-
-// How many blocks the GPU holds at once. Asked once a GPU.
-template <auto kKernel>
-cudaError_t attention_blocks(int shared_bytes, int64_t& blocks) {
-    constexpr int kDevices = 64;
-    static int64_t known[kDevices] = {};  // a race writes the same number twice
-    int device = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error != cudaSuccess) return error;
-    if (device < kDevices && known[device] > 0) {
-        blocks = known[device];
-        return cudaSuccess;
-    }
-    error = allow_shared<kKernel>(shared_bytes);
-    if (error != cudaSuccess) return error;
-    int processors = 0, each = 0;
-    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    if (error != cudaSuccess) return error;
-    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kKernel, kAttentionThreads,
-                                                          static_cast<size_t>(shared_bytes));
-    if (error != cudaSuccess) return error;
-    blocks = int64_t{processors} * std::max(each, 1);
-    if (device < kDevices) known[device] = blocks;
-    return cudaSuccess;
+// Calls run(half) with the type that stands for a dtype of 16 bits.
+template <class Run>
+cudaError_t for_half(DType type, const Run& run) {
+    return type == DType::float16 ? run(Type<__half>{}) : run(Type<__nv_bfloat16>{});
+}
+// Both, of the head dims whose sums fit a warp's registers.
+template <class Run>
+cudaError_t for_half_and_dim(const AttentionShape& shape, const Run& run) {
+    return for_half(shape.type, [&](auto half) {
+        return for_dim<40, 64, 80, 128, 160>(shape.dim, [&](auto dim) { return run(half, dim); });
+    });
 }
 
 }  // namespace udp

@@ -245,7 +245,7 @@ int udp_attention_backward(const udp::AttentionShape* shape, const udp::Heads* g
                            void* workspace, void* stream) {
     const udp::Backward p = udp::backward_of(*shape, 2, *grad_out, *q, *k, *v, *bias, *out, lse,
                                              *dq, *dk, *dv, workspace);
-    return udp::for_dim(*shape, [&](auto half, auto dim) {
+    return udp::for_half_and_dim(*shape, [&](auto half, auto dim) {
         return udp::run<typename decltype(half)::type, dim>(p, static_cast<cudaStream_t>(stream));
     });
 }

@@ -247,23 +247,8 @@ cudaError_t run(const Backward& b, cudaStream_t stream) {
 }
 
 template <class Run>
-cudaError_t for_float_dim(int dim, const Run& run) {
-    switch (dim) {
-        case 40:
-            return run(std::integral_constant<int, 40>{});
-        case 64:
-            return run(std::integral_constant<int, 64>{});
-        case 80:
-            return run(std::integral_constant<int, 80>{});
-        case 128:
-            return run(std::integral_constant<int, 128>{});
-        case 160:
-            return run(std::integral_constant<int, 160>{});
-        case 512:
-            return run(std::integral_constant<int, 512>{});
-        default:
-            return cudaErrorInvalidValue;
-    }
+cudaError_t for_any_dim(int dim, const Run& run) {
+    return for_dim<40, 64, 80, 128, 160, 512>(dim, run);
 }
 
 }  // namespace
@@ -273,7 +258,7 @@ int udp_attention_float(const udp::AttentionShape* shape, const udp::Heads* q, c
                         const udp::Heads* v, const udp::Bias* bias, const udp::Heads* out,
                         float* lse, void* stream) {
     const udp::Blocks p = udp::forward_blocks(*shape, 4, *q, *k, *v, *bias, *out, lse);
-    return udp::for_float_dim(shape->dim, [&](auto dim) {
+    return udp::for_any_dim(shape->dim, [&](auto dim) {
         return udp::launch_blocks<udp::attention_float_forward<dim>, udp::FloatTile<dim>>(
             p, shape->queries, static_cast<cudaStream_t>(stream));
     });
@@ -286,7 +271,7 @@ int udp_attention_float_backward(const udp::AttentionShape* shape, const udp::He
                                  void* workspace, void* stream) {
     const udp::Backward b = udp::backward_of(*shape, 4, *grad_out, *q, *k, *v, *bias, *out, lse,
                                              *dq, *dk, *dv, workspace);
-    return udp::for_float_dim(
+    return udp::for_any_dim(
         shape->dim, [&](auto dim) { return udp::run<dim>(b, static_cast<cudaStream_t>(stream)); });
 }
 
@@ -294,7 +279,7 @@ int udp_attention_float_one_tile(const udp::AttentionShape* shape, const udp::He
                                  const udp::Heads* q, const udp::Heads* k, const udp::Heads* v,
                                  const udp::Bias* bias, const udp::Heads* dq, void* stream) {
     const udp::Blocks p = udp::one_tile_blocks(*shape, 4, *grad_out, *q, *k, *v, *bias, *dq);
-    return udp::for_float_dim(shape->dim, [&](auto dim) -> cudaError_t {
+    return udp::for_any_dim(shape->dim, [&](auto dim) -> cudaError_t {
         using Tile = udp::OneTile<dim>;
         if (shape->keys > Tile::kColumns) return cudaErrorInvalidValue;
         return udp::launch_blocks<udp::attention_float_dq_one_tile<dim>, Tile>(

@@ -13,6 +13,7 @@
 // order in which dq's columns are computed. So k and v are stored with the columns of each piece
 // (32 wide) permuted such that what an mma fragment wants of a lane, columns 2t and 2t + 1 of four
 // chunks, are the eight neighbours 8t … 8t + 7 of memory.
+#include <algorithm>
 #include <cmath>
 
 #include "attention.cuh"
@@ -465,7 +466,7 @@ cudaError_t run(const OneTile& p, cudaStream_t stream) {
     constexpr int kBytes = kOneTileBytes<kDim, kKeys>;
     static_assert(kBytes <= 99 << 10, "");
     int64_t resident = 0;
-    const cudaError_t error = attention_blocks<kKernel>(kBytes, resident);
+    const cudaError_t error = resident_blocks<kKernel>(kAttentionThreads, kBytes, resident);
     if (error != cudaSuccess) return error;
     // As many blocks a head as find room at once, and all with equally many tiles.
     const int64_t heads = int64_t{p.shape.batch} * p.shape.heads;
@@ -492,24 +493,6 @@ cudaError_t run(const OneTile& p, cudaStream_t stream) {
     return run<attention_dq_one_tile<Half, kDim, 80, kTiles>, kDim, 80, kTiles>(p, stream);
 }
 
-template <class Half>
-cudaError_t run(const OneTile& p, cudaStream_t stream) {
-    switch (p.shape.dim) {
-        case 40:
-            return run<Half, 40>(p, stream);
-        case 64:
-            return run<Half, 64>(p, stream);
-        case 80:
-            return run<Half, 80>(p, stream);
-        case 128:
-            return run<Half, 128>(p, stream);
-        case 160:
-            return run<Half, 160>(p, stream);
-        default:
-            return cudaErrorInvalidValue;
-    }
-}
-
 }  // namespace
 }  // namespace udp
 
@@ -531,6 +514,7 @@ int udp_attention_one_tile(const udp::AttentionShape* shape, const udp::Heads* g
                          std::ldexp(shape->scale, -exponent),
                          factor | factor << 16,
                          ~0u};
-    const auto to = static_cast<cudaStream_t>(stream);
-    return is_float16 ? udp::run<__half>(p, to) : udp::run<__nv_bfloat16>(p, to);
+    return udp::for_half_and_dim(*shape, [&](auto half, auto dim) {
+        return udp::run<typename decltype(half)::type, dim>(p, static_cast<cudaStream_t>(stream));
+    });
 }

@@ -358,26 +358,4 @@ cudaError_t launch_tiles(const AttentionShape& shape, int rows, cudaStream_t str
     return launch(kKernel, grid, dim3(kAttentionThreads), kBytes, stream, arguments);
 }
 
-// Calls run(half, dim) with the types that stand for a dtype and a head dim.
-template <class Run>
-cudaError_t for_dim(const AttentionShape& shape, const Run& run) {
-    const auto of = [&](auto half) {
-        switch (shape.dim) {
-            case 40:
-                return run(half, std::integral_constant<int, 40>{});
-            case 64:
-                return run(half, std::integral_constant<int, 64>{});
-            case 80:
-                return run(half, std::integral_constant<int, 80>{});
-            case 128:
-                return run(half, std::integral_constant<int, 128>{});
-            case 160:
-                return run(half, std::integral_constant<int, 160>{});
-            default:
-                return cudaErrorInvalidValue;
-        }
-    };
-    return shape.type == DType::float16 ? of(Type<__half>{}) : of(Type<__nv_bfloat16>{});
-}
-
 }  // namespace udp

@@ -195,13 +195,11 @@ int udp_attention_wide(const udp::AttentionShape* shape, const udp::Heads* q, co
                        float* lse, void* stream) {
     if (shape->dim != 512) return cudaErrorInvalidValue;
     const udp::Blocks p = udp::forward_blocks(*shape, 2, *q, *k, *v, *bias, *out, lse);
-    const auto run = [&](auto half) {
+    return udp::for_half(shape->type, [&](auto half) {
         using Half = typename decltype(half)::type;
         return udp::launch_blocks<udp::attention_wide_forward<Half>, udp::WideTile<Half>>(
             p, shape->queries, static_cast<cudaStream_t>(stream));
-    };
-    return shape->type == udp::DType::float16 ? run(udp::Type<__half>{})
-                                              : run(udp::Type<__nv_bfloat16>{});
+    });
 }
 
 int udp_attention_wide_backward(const udp::AttentionShape* shape, const udp::Heads* grad_out,
@@ -212,9 +210,9 @@ int udp_attention_wide_backward(const udp::AttentionShape* shape, const udp::Hea
     if (shape->dim != 512) return cudaErrorInvalidValue;
     const udp::Backward b = udp::backward_of(*shape, 2, *grad_out, *q, *k, *v, *bias, *out, lse,
                                              *dq, *dk, *dv, workspace);
-    const auto to = static_cast<cudaStream_t>(stream);
-    return shape->type == udp::DType::float16 ? udp::run<__half>(b, to)
-                                              : udp::run<__nv_bfloat16>(b, to);
+    return udp::for_half(shape->type, [&](auto half) {
+        return udp::run<typename decltype(half)::type>(b, static_cast<cudaStream_t>(stream));
+    });
 }
 
 int udp_attention_wide_one_tile(const udp::AttentionShape* shape, const udp::Heads* grad_out,
@@ -222,11 +220,9 @@ int udp_attention_wide_one_tile(const udp::AttentionShape* shape, const udp::Hea
                                 const udp::Bias* bias, const udp::Heads* dq, void* stream) {
     if (shape->dim != 512 || shape->keys > 128) return cudaErrorInvalidValue;
     const udp::Blocks p = udp::one_tile_blocks(*shape, 2, *grad_out, *q, *k, *v, *bias, *dq);
-    const auto run = [&](auto half) {
+    return udp::for_half(shape->type, [&](auto half) {
         using Half = typename decltype(half)::type;
         return udp::launch_blocks<udp::attention_wide_dq_one_tile<Half>, udp::WideTile<Half>>(
             p, shape->queries, static_cast<cudaStream_t>(stream));
-    };
-    return shape->type == udp::DType::float16 ? run(udp::Type<__half>{})
-                                              : run(udp::Type<__nv_bfloat16>{});
+    });
 }

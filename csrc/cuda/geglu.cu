@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kThreads, 8)
 template <auto kKernel, int N, class... Arguments>
 int by_columns(int64_t rows, int64_t columns, void* stream, const Arguments&... arguments) {
     int64_t blocks = 0;
-    const cudaError_t error = resident_blocks<kKernel>(kThreads, blocks);
+    const cudaError_t error = resident_blocks<kKernel>(kThreads, 0, blocks);
     if (error != cudaSuccess) return error;
     Columns c{rows, columns, columns / N, 0};
     // As many rows as fit, but in every round equally many.

@@ -20,9 +20,24 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
     return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
 }
 
-// How many blocks of the kernel the current GPU holds at once. Asked of the driver once a GPU.
+// More shared memory than the 48 KB that need no permission. Given once a GPU.
 template <auto kKernel>
-cudaError_t resident_blocks(int threads, int64_t& blocks) {
+cudaError_t allow_shared(int bytes) {
+    if (bytes <= 48 << 10) return cudaSuccess;
+    constexpr int kDevices = 64;
+    static bool known[kDevices] = {};  // a race writes the same twice
+    int device = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error != cudaSuccess || (device < kDevices && known[device])) return error;
+    error = cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (error == cudaSuccess && device < kDevices) known[device] = true;
+    return error;
+}
+
+// How many blocks of the kernel the current GPU holds at once. Asked of the driver once a GPU, so a
+// kernel is always launched with as many threads and as much dynamic shared memory.
+template <auto kKernel>
+cudaError_t resident_blocks(int threads, int shared_bytes, int64_t& blocks) {
     constexpr int kDevices = 64;
     static int64_t known[kDevices] = {};  // a race writes the same number twice
     int device = 0;
@@ -32,10 +47,13 @@ cudaError_t resident_blocks(int threads, int64_t& blocks) {
         blocks = known[device];
         return cudaSuccess;
     }
+    error = allow_shared<kKernel>(shared_bytes);
+    if (error != cudaSuccess) return error;
     int processors = 0, each = 0;
     error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
     if (error != cudaSuccess) return error;
-    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kKernel, threads, 0);
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kKernel, threads,
+                                                          static_cast<size_t>(shared_bytes));
     if (error != cudaSuccess) return error;
     blocks = int64_t{processors} * std::max(each, 1);
     if (device < kDevices) known[device] = blocks;
@@ -49,7 +67,7 @@ int launch_over(int64_t columns, int64_t rows, int threads, void* stream,
                 const Arguments&... arguments) {
     if (columns <= 0 || rows <= 0) return cudaSuccess;
     int64_t blocks = 0;
-    const cudaError_t error = resident_blocks<kKernel>(threads, blocks);
+    const cudaError_t error = resident_blocks<kKernel>(threads, 0, blocks);
     if (error != cudaSuccess) return error;
     const auto even = [](int64_t work, int64_t most) {
         const int64_t rounds = (work + most - 1) / most;
