@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
 
+#include <iterator>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -46,14 +47,24 @@ T* address(uintptr_t a) {
     return reinterpret_cast<T*>(a);
 }
 
-// Throws what CUDA answered, with the op and what it was called with.
-void check(const char* op, int code, const std::string& arguments) {
+// Throws what CUDA answered, with the op and what it was called with: the words that `arguments`
+// makes, which a call that succeeds shall not pay for.
+template <class Arguments>
+void check(const char* op, int code, const Arguments& arguments) {
     if (code == cudaSuccess) return;
     const cudaError_t error = static_cast<cudaError_t>(code);
     (void)cudaGetLastError();  // or the next call of anyone in this process would report it again
     throw std::runtime_error(std::string(op) + ": CUDA says \"" + cudaGetErrorString(error) +
                              "\" (" + cudaGetErrorName(error) + ", " + std::to_string(code) +
-                             ") for " + arguments);
+                             ") for " + arguments());
+}
+
+// A dtype as torch names it.
+std::string words(udp::DType type) {
+    static const char* const names[] = {"float32", "float16", "bfloat16", "uint8"};
+    const size_t code = static_cast<size_t>(type);
+    return code < std::size(names) ? names[code]
+                                   : "dtype " + std::to_string(static_cast<int>(type));
 }
 
 std::string words(const udp::Shape& s) {
@@ -61,9 +72,8 @@ std::string words(const udp::Shape& s) {
            std::to_string(s.pixels) + " elements";
 }
 std::string words(const char* name, const udp::Tensor& t) {
-    static const char* const types[] = {"float32", "float16", "bfloat16", "uint8"};
     if (t.data == nullptr) return "";
-    return std::string(", ") + name + " " + types[static_cast<int>(t.type)] + " with strides (" +
+    return std::string(", ") + name + " " + words(t.type) + " with strides (" +
            std::to_string(t.image) + ", " + std::to_string(t.channel) + ", " +
            std::to_string(t.pixel) + ")";
 }
@@ -81,8 +91,9 @@ void pgd_step(const py::tuple& shape, const py::object& delta, const py::object&
     const int error =
         udp_pgd_step(&s, &d, &g, &x, &m, &adv, &a, &e, step, norm, maximize, &bounds,
                      address<int64_t>(skipped), address<void>(workspace), address<void>(stream));
-    check("pgd_step_", error,
-          words(s) + words("delta", d) + words("grad", g) + words("x", x) + words("mask", m));
+    check("pgd_step_", error, [&] {
+        return words(s) + words("delta", d) + words("grad", g) + words("x", x) + words("mask", m);
+    });
 }
 
 // images: (delta, grad, x, adv, elements) each, addresses but the last.
@@ -107,7 +118,7 @@ void pgd_step_multi(const py::list& images, const py::tuple& types, const py::tu
     const int64_t count = static_cast<int64_t>(list.size());
     const int error = udp_pgd_step_multi(list.data(), count, dtypes, &a, &e, step, maximize,
                                          &bounds, address<int64_t>(skipped), address<void>(stream));
-    check("pgd_step_multi_", error, std::to_string(count) + " images");
+    check("pgd_step_multi_", error, [&] { return std::to_string(count) + " images"; });
 }
 
 udp::Schedule schedule(uintptr_t t, uintptr_t table, bool flow) {
@@ -123,7 +134,8 @@ void q_sample(const py::tuple& shape, const py::object& x, uintptr_t t, uintptr_
     const udp::Schedule levels = schedule(t, table, flow);
     const int error = udp_q_sample(&s, &in, &levels, &n, address<const int64_t>(keys), &out, &copy,
                                    address<void>(stream));
-    check("q_sample", error, words(s) + words("x", in) + words("noise", n) + words("x_t", out));
+    check("q_sample", error,
+          [&] { return words(s) + words("x", in) + words("noise", n) + words("x_t", out); });
 }
 
 void denoising_loss(const py::tuple& shape, const py::object& prediction, const py::object& target,
@@ -139,7 +151,7 @@ void denoising_loss(const py::tuple& shape, const py::object& prediction, const 
         &s, &p, &given, &clean, &levels, &n, address<const int64_t>(keys), &w, kind, &g,
         gradient_scale, address<float>(loss), address<void>(workspace), address<void>(stream));
     check("denoising_loss", error,
-          words(s) + words("pred", p) + words("target", given) + words("x", clean));
+          [&] { return words(s) + words("pred", p) + words("target", given) + words("x", clean); });
 }
 
 void group_norm_silu(const py::tuple& shape, int64_t groups, const py::object& x,
@@ -153,7 +165,7 @@ void group_norm_silu(const py::tuple& shape, int64_t groups, const py::object& x
         udp_group_norm_silu(&s, groups, &in, &w, &b, eps, silu, &out, address<float>(mean),
                             address<float>(rstd), address<void>(workspace), address<void>(stream));
     check("group_norm_silu", error,
-          words(s) + " in " + std::to_string(groups) + " groups" + words("x", in));
+          [&] { return words(s) + " in " + std::to_string(groups) + " groups" + words("x", in); });
 }
 
 void group_norm_silu_backward(const py::tuple& shape, int64_t groups, const py::object& gradient,
@@ -168,9 +180,10 @@ void group_norm_silu_backward(const py::tuple& shape, int64_t groups, const py::
     const int error = udp_group_norm_silu_backward(
         &s, groups, &g, &in, address<const float>(mean), address<const float>(rstd), &w, &b, silu,
         &out, &dw, &db, address<void>(workspace), address<void>(stream));
-    check("group_norm_silu_backward", error,
-          words(s) + " in " + std::to_string(groups) + " groups" + words("grad_y", g) +
-              words("x", in));
+    check("group_norm_silu_backward", error, [&] {
+        return words(s) + " in " + std::to_string(groups) + " groups" + words("grad_y", g) +
+               words("x", in);
+    });
 }
 
 void quantize(const py::tuple& shape, const py::object& value, const py::object& original,
@@ -181,7 +194,7 @@ void quantize(const py::tuple& shape, const py::object& value, const py::object&
     const udp::PerImage e = per_image(eps);
     const int error = udp_quantize(&s, &v, &o, &e, address<const int64_t>(keys), is_image, lo, hi,
                                    &q, address<void>(stream));
-    check("quantize", error, words(s) + words("value", v) + words("original", o));
+    check("quantize", error, [&] { return words(s) + words("value", v) + words("original", o); });
 }
 
 void image_scale(const py::tuple& shape, const py::object& x, const py::tuple& scale,
@@ -190,7 +203,7 @@ void image_scale(const py::tuple& shape, const py::object& x, const py::tuple& s
     const udp::Tensor in = operand(x), y = operand(out);
     const udp::PerImage factors = per_image(scale);
     const int error = udp_image_scale(&s, &in, &factors, &y, address<void>(stream));
-    check("image_scale", error, words(s) + words("x", in));
+    check("image_scale", error, [&] { return words(s) + words("x", in); });
 }
 
 void image_scale_in_place(const py::tuple& shape, const py::object& x, const py::tuple& scale,
@@ -199,12 +212,12 @@ void image_scale_in_place(const py::tuple& shape, const py::object& x, const py:
     const udp::Tensor in = operand(x);
     const udp::PerImage factors = per_image(scale);
     const int error = udp_image_scale_in_place(&s, &in, &factors, address<void>(stream));
-    check("image_scale_", error, words(s) + words("x", in));
+    check("image_scale_", error, [&] { return words(s) + words("x", in); });
 }
 
 std::string words(int64_t rows, int64_t columns, int type) {
-    static const char* const types[] = {"float32", "float16", "bfloat16"};
-    return std::to_string(rows) + " rows of twice " + std::to_string(columns) + " " + types[type];
+    return std::to_string(rows) + " rows of twice " + std::to_string(columns) + " " +
+           words(static_cast<udp::DType>(type));
 }
 
 // shape: (rows, columns of y)
@@ -212,7 +225,7 @@ void geglu(const py::tuple& shape, int type, uintptr_t x, uintptr_t y, uintptr_t
     const int64_t rows = shape[0].cast<int64_t>(), columns = shape[1].cast<int64_t>();
     const int error = udp_geglu(rows, columns, type, address<const void>(x), address<void>(y),
                                 address<void>(stream));
-    check("geglu", error, words(rows, columns, type));
+    check("geglu", error, [&] { return words(rows, columns, type); });
 }
 
 void geglu_backward(const py::tuple& shape, int type, uintptr_t gradient, uintptr_t x, uintptr_t dx,
@@ -221,7 +234,7 @@ void geglu_backward(const py::tuple& shape, int type, uintptr_t gradient, uintpt
     const int error =
         udp_geglu_backward(rows, columns, type, address<const void>(gradient),
                            address<const void>(x), address<void>(dx), address<void>(stream));
-    check("geglu_backward", error, words(rows, columns, type));
+    check("geglu_backward", error, [&] { return words(rows, columns, type); });
 }
 
 // (address, batch stride, head stride, row stride) or None
@@ -253,6 +266,14 @@ std::string words(const udp::AttentionShape& s) {
            " keys and head dim " + std::to_string(s.dim);
 }
 
+// Of an attention launcher's three kinds, the one for the shape; see ops.h.
+template <class Launcher>
+Launcher* launcher_for(const udp::AttentionShape& s, Launcher* narrow, Launcher* wide,
+                       Launcher* of_float) {
+    if (s.type == udp::DType::float32) return of_float;
+    return s.dim > 160 ? wide : narrow;
+}
+
 void attention_one_tile(const py::tuple& shape, const py::tuple& grad_out, const py::tuple& q,
                         const py::tuple& k, const py::tuple& v, const py::object& bias,
                         const py::tuple& dq, uintptr_t stream) {
@@ -260,11 +281,10 @@ void attention_one_tile(const py::tuple& shape, const py::tuple& grad_out, const
     const udp::Heads go = heads_of(grad_out), from_q = heads_of(q), from_k = heads_of(k),
                      from_v = heads_of(v), to = heads_of(dq);
     const udp::Bias b = bias_of(bias);
-    const auto launch = s.type == udp::DType::float32 ? udp_attention_float_one_tile
-                        : s.dim > 160                 ? udp_attention_wide_one_tile
-                                                      : udp_attention_one_tile;
+    const auto launch = launcher_for(s, udp_attention_one_tile, udp_attention_wide_one_tile,
+                                     udp_attention_float_one_tile);
     const int error = launch(&s, &go, &from_q, &from_k, &from_v, &b, &to, address<void>(stream));
-    check("attention_backward", error, words(s));
+    check("attention_backward", error, [&] { return words(s); });
 }
 
 void attention(const py::tuple& shape, const py::tuple& q, const py::tuple& k, const py::tuple& v,
@@ -273,12 +293,10 @@ void attention(const py::tuple& shape, const py::tuple& q, const py::tuple& k, c
     const udp::Heads from_q = heads_of(q), from_k = heads_of(k), from_v = heads_of(v),
                      to = heads_of(out);
     const udp::Bias b = bias_of(bias);
-    const auto launch = s.type == udp::DType::float32 ? udp_attention_float
-                        : s.dim > 160                 ? udp_attention_wide
-                                                      : udp_attention;
+    const auto launch = launcher_for(s, udp_attention, udp_attention_wide, udp_attention_float);
     const int error =
         launch(&s, &from_q, &from_k, &from_v, &b, &to, address<float>(lse), address<void>(stream));
-    check("attention", error, words(s));
+    check("attention", error, [&] { return words(s); });
 }
 
 void attention_backward(const py::tuple& shape, const py::tuple& grad_out, const py::tuple& q,
@@ -291,12 +309,11 @@ void attention_backward(const py::tuple& shape, const py::tuple& grad_out, const
                      from_v = heads_of(v), o = heads_of(out), to_q = heads_of(dq),
                      to_k = heads_of(dk), to_v = heads_of(dv);
     const udp::Bias b = bias_of(bias);
-    const auto launch = s.type == udp::DType::float32 ? udp_attention_float_backward
-                        : s.dim > 160                 ? udp_attention_wide_backward
-                                                      : udp_attention_backward;
+    const auto launch = launcher_for(s, udp_attention_backward, udp_attention_wide_backward,
+                                     udp_attention_float_backward);
     const int error = launch(&s, &go, &from_q, &from_k, &from_v, &b, &o, address<const float>(lse),
                              &to_q, &to_k, &to_v, address<void>(workspace), address<void>(stream));
-    check("attention_backward", error, words(s));
+    check("attention_backward", error, [&] { return words(s); });
 }
 
 // How many GPUs there are, and if none, CUDA's words for why. Without a driver the call may answer

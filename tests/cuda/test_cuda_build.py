@@ -301,6 +301,25 @@ def test_the_extension_loads_alone(built: Built) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "name"), [(3, "uint8"), (4, "dtype 4"), (-1, "dtype -1")], ids=lambda value: str(value)
+)
+def test_what_is_no_float_is_an_error_that_names_it(built: Built, code: int, name: str) -> None:
+    called = """
+for function, addresses in ((module.geglu, (0, 0)), (module.geglu_backward, (0, 0, 0))):
+    try:
+        function((2, 8), CODE, *addresses, 0)
+    except RuntimeError as error:
+        print(error)
+"""
+    forward, backward = run_python(called.replace("CODE", str(code)), built.file).splitlines()
+    assert forward.startswith("geglu: CUDA says")
+    assert backward.startswith("geglu_backward: CUDA says")
+    for line in (forward, backward):
+        assert line.endswith(f"for 2 rows of twice 8 {name}")
+
+
+@pytest.mark.slow
 def test_the_extension_is_of_no_use_without_a_gpu_and_says_so(built: Built) -> None:
     code = """
 import torch, udp_fast
