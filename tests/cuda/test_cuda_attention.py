@@ -236,6 +236,49 @@ def test_what_is_not_served_is_said(change: dict[str, Any], reason: str) -> None
     assert reason in found
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool], ids=str)
+def test_bytes_are_not_served(dtype: torch.dtype) -> None:
+    q = torch.zeros(1, 1, 4, 64, dtype=dtype)
+    (found,) = not_supported_reasons("attention", (q, q, q, None, 0.1, False))
+    assert f"{dtype} is not served" in found
+
+
+@pytest.mark.parametrize("other", ["k", "v", "out"])
+@pytest.mark.parametrize("dtypes", [(BF16, F32), (F32, F16), (F16, BF16)], ids=str)
+def test_operands_of_two_dtypes_are_not_served(
+    other: str, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    """A kernel would take the one's bits for the other's, or read past the end."""
+    named = dict.fromkeys(("k", "v", "out"), torch.zeros(1, 1, 4, 64, dtype=dtypes[0]))
+    q = named["k"]
+    k, v, out = (named | {other: q.to(dtypes[1])}).values()
+    args = (q, q, k, v, None, out, torch.zeros(1, 1, 4), 0.1, (True, True, True))
+    (found,) = not_supported_reasons("attention_backward", args)
+    assert found == f"{other} is {dtypes[1]} and q {dtypes[0]}: only one dtype is served"
+    if other != "out":
+        assert not_supported_reasons("attention", (q, k, v, None, 0.1, False)) == [found]
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("layout", ["bnhd", "fused"])
+@pytest.mark.parametrize("needs", [DQ, (True, True, True)], ids=["dq", "all"])
+@pytest.mark.parametrize("dtypes", [(F32, BF16), (F16, F32), (BF16, F16)], ids=str)
+def test_a_gradient_of_another_dtype(
+    dtypes: tuple[torch.dtype, torch.dtype], needs: tuple[bool, bool, bool], layout: str
+) -> None:
+    """Everything is in float32 then, as if it had been given so."""
+    grad_out, q, k, v = operands((1, 2, 20, 30, 40), dtypes[1], layout)
+    grad_out = grad_out.to(dtypes[0])
+    out, lse = attention(q, k, v, None, 0.1, True)
+    wide = [x.float() for x in (grad_out, q, k, v)]
+    expected = attention_backward(*wide, None, out.float(), lse, 0.1, needs)
+    found = attention_backward(grad_out, q, k, v, None, out, lse, 0.1, needs)
+    for x, ours, right in zip((q, k, v), found, expected, strict=True):
+        assert ours.dtype == q.dtype
+        assert torch.equal(ours, right.to(q.dtype))
+        assert not ours.numel() or ours.stride() == torch.empty_like(x).stride()
+
+
 # --- any number of keys ---------------------------------------------------------------------------
 
 

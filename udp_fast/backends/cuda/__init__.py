@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..registry import Backend, one_by_one
+from ..registry import Backend
 from . import native
 from .attention import attention, attention_backward
 from .attention import not_supported_reasons as attention_reasons
@@ -17,12 +19,57 @@ from .geglu import geglu, geglu_backward
 from .group_norm_silu import group_norm_silu, group_norm_silu_backward
 from .image_scale import image_scale, image_scale_
 from .pgd_step import pgd_step_
+from .pgd_step_multi import not_supported_reasons as multi_reasons
 from .pgd_step_multi import pgd_step_multi_
 from .q_sample import q_sample
 from .quantize import quantize
 
-#: What an op reads or writes; anything else among its tensors is one number an image.
-_SERVED = frozenset(native.DTYPES) | {torch.int64}
+_OPS: dict[str, Callable[..., Any]] = {
+    "attention": attention,
+    "attention_backward": attention_backward,
+    "denoising_loss": denoising_loss,
+    "geglu": geglu,
+    "geglu_backward": geglu_backward,
+    "group_norm_silu": group_norm_silu,
+    "group_norm_silu_backward": group_norm_silu_backward,
+    "image_scale": image_scale,
+    "image_scale_": image_scale_,
+    "pgd_step_": pgd_step_,
+    "pgd_step_multi_": pgd_step_multi_,
+    "q_sample": q_sample,
+    "quantize": quantize,
+}
+
+_NUMBERS = (torch.float32,)  # of images, timesteps or rows: kernels know them as floats alone
+_INTEGERS = (torch.int64,)
+_BYTES = (torch.uint8,)
+
+#: Tensors that are something else than floats of whichever type.
+_OTHERS: Mapping[str, Mapping[str, tuple[torch.dtype, ...]]] = {
+    "attention_backward": {"lse": _NUMBERS},
+    "denoising_loss": {"t": _INTEGERS, "table": _NUMBERS, "key": _INTEGERS, "weight": _NUMBERS},
+    "group_norm_silu_backward": {"mean": _NUMBERS, "rstd": _NUMBERS},
+    "image_scale": {"scale": _NUMBERS},
+    "image_scale_": {"scale": _NUMBERS},
+    "pgd_step_": {
+        "x": native.FLOATS + _BYTES,
+        "alpha": _NUMBERS,
+        "eps": _NUMBERS,
+        "mask": (*native.FLOATS, *_BYTES, torch.bool),
+    },
+    "pgd_step_multi_": {"xs": native.FLOATS + _BYTES, "alpha": _NUMBERS, "eps": _NUMBERS},
+    "q_sample": {"t": _INTEGERS, "table": _NUMBERS, "key": _INTEGERS},
+    "quantize": {"original": _BYTES, "eps": _NUMBERS, "key": _INTEGERS},
+}
+
+#: Names of an op's arguments, and what each may be if it is a tensor or a dtype.
+_ARGUMENTS = {
+    op: [
+        (name, _OTHERS.get(op, {}).get(name, native.FLOATS))
+        for name in inspect.signature(function).parameters
+    ]
+    for op, function in _OPS.items()
+}
 
 
 @lru_cache(maxsize=64)
@@ -36,27 +83,36 @@ def _too_old(device: torch.device) -> str:
     )
 
 
+def _not_served(name: str, found: torch.dtype, served: tuple[torch.dtype, ...]) -> list[str]:
+    *most, last = (str(dtype).removeprefix("torch.") for dtype in served)
+    only = f"{', '.join(most)} and {last}" if most else last
+    return [f"{name}: {found} is not served, only {only}"]
+
+
 def _not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
     if native.MISSING:
         return [native.MISSING]
     device = None
-    for value in one_by_one(args):
-        if type(value) is torch.dtype:
-            if value not in native.DTYPES:
-                return [f"out_dtype {value} is not served, only float32, bfloat16 and float16"]
-        elif isinstance(value, Tensor):
-            if value.dtype not in _SERVED:
-                return [f"{value.dtype} is not served, only float32, bfloat16 and float16"]
-            if value.is_cpu and value.dim() == 0:
-                continue  # a number for all images
-            if not value.is_cuda:
-                return [f"a tensor is on {value.device}, not on a GPU"]
-            if device is not None and value.device != device:
-                return [f"tensors are on {device} and {value.device}, not on one GPU"]
-            device = value.device
+    for value, (name, served) in zip(args, _ARGUMENTS[op], strict=False):
+        if type(value) is torch.dtype and value not in served:
+            return _not_served(name, value, served)
+        for tensor in value if isinstance(value, (list, tuple)) else (value,):
+            if not isinstance(tensor, Tensor):
+                continue
+            if served is _NUMBERS and tensor.is_cpu and tensor.dim() == 0:
+                continue  # one for all images
+            if tensor.dtype not in served:
+                return _not_served(name, tensor.dtype, served)
+            if not tensor.is_cuda:
+                return [f"a tensor is on {tensor.device}, not on a GPU"]
+            if device is not None and tensor.device != device:
+                return [f"tensors are on {device} and {tensor.device}, not on one GPU"]
+            device = tensor.device
     too_old = _too_old(device) if device is not None else ""
     if too_old:
         return [too_old]
+    if op == "pgd_step_multi_":
+        return multi_reasons(*args[:4])
     return attention_reasons(op, args) if op.startswith("attention") else []
 
 
@@ -75,21 +131,7 @@ def _status() -> str:
 
 BACKEND = Backend(
     name="cuda",
-    ops={
-        "attention": attention,
-        "attention_backward": attention_backward,
-        "denoising_loss": denoising_loss,
-        "geglu": geglu,
-        "geglu_backward": geglu_backward,
-        "group_norm_silu": group_norm_silu,
-        "group_norm_silu_backward": group_norm_silu_backward,
-        "image_scale": image_scale,
-        "image_scale_": image_scale_,
-        "pgd_step_": pgd_step_,
-        "pgd_step_multi_": pgd_step_multi_,
-        "q_sample": q_sample,
-        "quantize": quantize,
-    },
+    ops=_OPS,
     not_supported_reasons=_not_supported_reasons,
     status=_status,
     missing=native.no_device(),

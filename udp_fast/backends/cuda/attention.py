@@ -26,12 +26,16 @@ Shape = tuple[int, int, int, int, int, int, float]
 def not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
     """Why this call of attention or attention_backward is not served."""
     if op == "attention":
-        q, k, _v, _bias, scale, _need_lse = args
+        q, k, v, _bias, scale, _need_lse = args
+        out = None
     else:
-        _grad_out, q, k, _v, _bias, _out, _lse, scale, _needs = args
+        _grad_out, q, k, v, _bias, out, _lse, scale, _needs = args
     found = []
-    if q.dtype not in native.DTYPES:
+    if q.dtype not in native.FLOATS:
         found.append(f"{q.dtype} is not served, only float32, bfloat16 and float16")
+    for name, x in (("k", k), ("v", v), ("out", out)):
+        if x is not None and x.dtype != q.dtype:
+            found.append(f"{name} is {x.dtype} and q {q.dtype}: only one dtype is served")
     if q.shape[3] not in DIMS:
         found.append(f"head dim {q.shape[3]} is not served, only {', '.join(map(str, DIMS))}")
     if not 2.0**-20 <= scale <= 2.0**20:
@@ -85,6 +89,11 @@ def attention_backward(
     dq, dk, dv = gradients(needs, (q, k, v))
     if not any(needs) or q.numel() == 0 or k.numel() == 0:
         return dq.zero_(), dk.zero_(), dv.zero_()
+    if grad_out.dtype != q.dtype:  # all in float32, which loses nothing of any
+        dtype, out = q.dtype, None if out is None else out.float()
+        grad_out, q, k, v = (x.float() for x in (grad_out, q, k, v))
+        dq, dk, dv = attention_backward(grad_out, q, k, v, bias, out, lse, scale, needs)
+        return dq.to(dtype), dk.to(dtype), dv.to(dtype)
     grad_out, q, k, v = map(_aligned, (grad_out, q, k, v))
     bias = _float32(bias)
     grads = [_aligned(x) if needed else x for x, needed in zip((dq, dk, dv), needs, strict=True)]

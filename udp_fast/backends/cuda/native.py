@@ -26,6 +26,9 @@ except ImportError as error:
 else:
     MISSING = ""
 
+#: What kernels calculate in; of `DTYPES` the others are for images and masks of bytes.
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
 #: The oldest compute capability that the kernels run on.
 OLDEST = (8, 0)
 

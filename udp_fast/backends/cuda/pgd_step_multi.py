@@ -12,6 +12,17 @@ from . import native
 from .pgd_step import STEPS
 
 
+def not_supported_reasons(*lists: Sequence[Tensor]) -> list[str]:
+    """Why these deltas, advs, grads and xs are not served: a launch has one dtype for all of a list."""
+    for tensors in lists:
+        dtypes = {tensor.dtype for tensor in tensors}
+        if len(dtypes) > 1:
+            return [
+                f"a list has tensors of {' and '.join(sorted(map(str, dtypes)))}, not of one dtype"
+            ]
+    return []
+
+
 def pgd_step_multi_(
     deltas: Sequence[Tensor],
     advs: Sequence[Tensor],
