@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensorMode
 
 from udp_fast import explain, info
 from udp_fast.backends import dispatch
-from udp_fast.backends.cuda import BACKEND, _too_old, native
+from udp_fast.backends.cuda import BACKEND, _no_code, native
 from udp_fast.ops import pgd_step
 
 X = torch.full((2, 3, 4, 4), 0.5)
@@ -72,9 +72,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.setattr(native, "MISSING", "")
     monkeypatch.setattr(native, "_module", module)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    _too_old.cache_clear()
+    _no_code.cache_clear()
     yield module
-    _too_old.cache_clear()
+    _no_code.cache_clear()
 
 
 #: Calls that are served: of a tensor the dtype stands here.
@@ -180,6 +180,38 @@ def test_what_a_kernel_would_misread_is_declined(op: str, name: str, dtype: torc
 def test_a_list_is_of_one_dtype(name: str) -> None:
     (found,) = reasons("pgd_step_multi_", **{name: [F32, F16]})
     assert found == "a list has tensors of torch.float16 and torch.float32, not of one dtype"
+
+
+@pytest.mark.parametrize(
+    ("architectures", "served", "not_served"),
+    [
+        ("sm_80, sm_86, sm_89, sm_90, sm_100, PTX 80", ["8.0", "8.7", "10.3", "12.1"], ["7.5"]),
+        ("sm_90", ["9.0"], ["8.0", "8.9", "10.0", "12.0"]),
+        ("sm_86", ["8.6", "8.9"], ["8.0", "9.0"]),
+        ("sm_80, sm_90, PTX 90", ["8.0", "8.9", "9.0", "10.0", "12.1"], ["7.5"]),
+        ("sm_89, PTX 89", ["8.9", "9.0", "12.0"], ["8.0", "8.6"]),
+        ("sm_90a, PTX 90a", ["9.0"], ["8.9", "10.0"]),
+        ("sm_100f, PTX 100f", ["10.0", "10.3"], ["9.0", "11.0", "12.0"]),
+        ("sm_103a, sm_120", ["10.3", "12.0", "12.1"], ["10.0"]),
+    ],
+)
+def test_a_gpu_that_there_is_no_code_for_is_declined(
+    gpu: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    architectures: str,
+    served: list[str],
+    not_served: list[str],
+) -> None:
+    gpu.architectures = architectures  # type: ignore[attr-defined]
+    monkeypatch.setattr(native, "no_device", lambda: "")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for capability in (*served, *not_served):
+        numbers = tuple(map(int, capability.split(".")))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, n=numbers: n)
+        _no_code.cache_clear()
+        reason = f"cuda:0 has compute capability {capability}, the kernels were built for {architectures}"
+        assert reasons("geglu") == ([] if capability in served else [reason])
+        assert (reason in BACKEND.status()) == (capability in not_served)
 
 
 def test_without_the_extension_every_call_is_declined(monkeypatch: pytest.MonkeyPatch) -> None:

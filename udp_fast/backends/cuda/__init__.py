@@ -73,13 +73,13 @@ _ARGUMENTS = {
 
 
 @lru_cache(maxsize=64)
-def _too_old(device: torch.device) -> str:
+def _no_code(device: torch.device) -> str:
     found = torch.cuda.get_device_capability(device)
-    if found >= native.OLDEST:
+    if native.runs_on(found):
         return ""
-    oldest = ".".join(map(str, native.OLDEST))
     return (
-        f"{device} has compute capability {found[0]}.{found[1]}, the kernels need {oldest} or later"
+        f"{device} has compute capability {found[0]}.{found[1]}, the kernels were built for"
+        f" {native.module().architectures}"
     )
 
 
@@ -108,9 +108,9 @@ def _not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
             if device is not None and tensor.device != device:
                 return [f"tensors are on {device} and {tensor.device}, not on one GPU"]
             device = tensor.device
-    too_old = _too_old(device) if device is not None else ""
-    if too_old:
-        return [too_old]
+    no_code = _no_code(device) if device is not None else ""
+    if no_code:
+        return [no_code]
     if op == "pgd_step_multi_":
         return multi_reasons(*args[:4])
     return attention_reasons(op, args) if op.startswith("attention") else []
@@ -125,8 +125,7 @@ def _status() -> str:
     if missing:
         return f"{missing} ({built})"
     gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    too_old = [reason for reason in map(_too_old, gpus) if reason]
-    return "; ".join([built, *too_old])
+    return "; ".join([built, *filter(None, map(_no_code, gpus))])
 
 
 BACKEND = Backend(

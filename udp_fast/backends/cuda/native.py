@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -29,8 +30,8 @@ else:
 #: What kernels calculate in; of `DTYPES` the others are for images and masks of bytes.
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
-#: The oldest compute capability that the kernels run on.
-OLDEST = (8, 0)
+#: As setup.py names what the extension has code for: "sm_90a" or "PTX 80".
+_CODE = re.compile(r"(sm_|PTX )(\d+)(\d)([af]?)")
 
 
 def module() -> ModuleType:
@@ -38,6 +39,23 @@ def module() -> ModuleType:
     assert _module is not None, MISSING
     assert isinstance(_module, ModuleType)
     return _module
+
+
+def runs_on(capability: tuple[int, int]) -> bool:
+    """Whether the extension has code for GPUs of this compute capability.
+
+    Machine code runs on later GPUs of the same major version, PTX on all later ones; what was made
+    for one GPU alone (a) on that, and for a family (f) within the major version.
+    """
+    for kind, of_major, of_minor, only in _CODE.findall(module().architectures):
+        made_for = int(of_major), int(of_minor)
+        if capability == made_for:
+            return True
+        if only == "a" or capability < made_for:
+            continue
+        if capability[0] == made_for[0] or (kind == "PTX " and not only):
+            return True
+    return False
 
 
 def no_device() -> str:
