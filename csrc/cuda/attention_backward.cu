@@ -15,7 +15,7 @@ namespace udp {
 namespace {
 
 // Steps of 16 rows of a tile that are written out. Where registers are short only one or two: with
-// a bias that differs between queries, and at head dim 160.
+// a bias, and at head dim 160.
 template <int kDim, bool kBiased>
 constexpr int unrolled = kBiased      ? 1
                          : kDim > 128 ? 2
@@ -87,7 +87,7 @@ template <class Half, int kDim, bool kDk, bool kDv, bool kBiased>
 __device__ __forceinline__ void walk_over_queries(const Backward& p) {
     UDP_DYNAMIC_SHARED(uint16_t, shared);
     const Tiles<kDim> tiles{shared};
-    float2* const kept = reinterpret_cast<float2*>(shared + Tiles<kDim>::kBytes / 2);
+    float2* const row_statistics = reinterpret_cast<float2*>(shared + Tiles<kDim>::kBytes / 2);
     const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, g = lane / 4,
               t = lane % 4;
     const int first = (static_cast<int>(blockIdx.x) * kAttentionWarps + thread / 32) * 16;
@@ -106,7 +106,7 @@ __device__ __forceinline__ void walk_over_queries(const Backward& p) {
     const auto copy_statistics = [&](int tile) {
         if (thread >= kTileRows) return;
         const int row = tile * kTileRows + thread;
-        cp_async<8>(kept + tile % 2 * kTileRows + thread, statistics + row,
+        cp_async<8>(row_statistics + tile % 2 * kTileRows + thread, statistics + row,
                     row < p.shape.queries ? 8 : 0);
     };
     for_tiles<kBiased ? Masks::all : Masks::none>(
@@ -129,7 +129,7 @@ __device__ __forceinline__ void walk_over_queries(const Backward& p) {
 #pragma unroll
                 for (int j = 0; j < 2; ++j) {
                     const float4 two = load_shared(reinterpret_cast<const float4*>(
-                        kept + tile % 2 * kTileRows + 16 * i + 8 * j + 2 * t));
+                        row_statistics + tile % 2 * kTileRows + 16 * i + 8 * j + 2 * t));
 #pragma unroll
                     for (int e = 0; e < 4; ++e) {
                         const float shift = e % 2 == 0 ? -two.x : -two.z;
@@ -216,6 +216,9 @@ cudaError_t run(const Backward& p, cudaStream_t stream) {
         launch(!biased, queries, kernel_of<attention_dq<Half, kDim>>);
         launch(biased, queries, kernel_of<attention_dq_biased<Half, kDim>>);
     }
+    // A kernel of both dk and dv serves either alone, too: it forms both sums and stores one. Of
+    // its four products two are then for nothing where that is dv, one where it is dk. Who wants
+    // one mostly wants both, so where registers hold the two there are no kernels for one.
     if constexpr (kDim <= 128) {
         launch(!biased && (dk || dv), keys, kernel_of<attention_dkdv<Half, kDim>>);
     } else {

@@ -228,6 +228,7 @@ cudaError_t run(const Backward& b, cudaStream_t stream) {
     if (error == cudaSuccess && b.dq.data != nullptr) {
         error = launch_blocks<attention_float_dq<kDim>, Tile>(dq_blocks(b), queries, stream);
     }
+    // As in attention_backward.cu, a kernel of both serves either alone, forming both sums.
     if constexpr (kDim <= 160) {
         if (error == cudaSuccess && (dk || dv)) {
             error = launch_blocks<attention_float_dkdv<kDim>, Tile>(dkdv_blocks(b, b.dk, b.dv),

@@ -307,30 +307,27 @@ __device__ __forceinline__ void for_tiles(const Tiles<kDim>& tiles, const Rows& 
         cp_async_commit();
     };
     copy(0);
-    // Whether there is a tile after this one.
+    // Waits for a tile and starts copying the one after it.
     const auto arrive = [&](int tile) {
         cp_async_wait<0>();
         __syncthreads();  // for all threads, and nobody reads the tile before this one any more
         copy(tile + 1);
     };
+    int tile = 0;
     if constexpr (kMasks == Masks::none) {
-        int tile = 0;
 #pragma unroll 1
         do {
             arrive(tile);
             body(tile, std::false_type{});
         } while (++tile < all);
-        return;
-    }
-    int tile = 0;
-    if constexpr (kMasks == Masks::last) {
+    } else {
+        if constexpr (kMasks == Masks::last) {
 #pragma unroll 1
-        for (; tile < count / kTileRows; ++tile) {
-            arrive(tile);
-            body(tile, std::false_type{});
+            for (; tile < count / kTileRows; ++tile) {
+                arrive(tile);
+                body(tile, std::false_type{});
+            }
         }
-    }
-    if constexpr (kMasks != Masks::none) {
 #pragma unroll 1
         for (; tile < all; ++tile) {
             arrive(tile);
