@@ -251,14 +251,17 @@ def test_masked_keys_get_no_gradient(attention_backend):
     assert dk[:, :, ~off].abs().amin(-1).all()
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("lowest", [-1e9, torch.finfo(F32).min], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "lowest"),
+    [(F32, -1e9), *((dtype, torch.finfo(F32).min) for dtype in FLOATS)],
+    ids=str,
+)
 @pytest.mark.parametrize("kind", ["of keys", "of scores"])
 @pytest.mark.parametrize("shape", ["text, 40", "129 keys"])
 def test_padding_by_a_low_number(attention_backend, shape, kind, lowest, dtype):
     """As by -inf, but where all keys have it: each counts as if none had.
 
-    Of a score beside 1e4 float32 keeps a multiple of 2^-10.
+    Of a score beside 1e4, and of the logarithm of their sum, float32 keeps a multiple of 2^-10.
     """
     b, _, n, m, _ = SHAPES[shape]
     low = torch.zeros(b, 1, n if kind == "of scores" else 1, m, dtype=torch.bool)
@@ -271,9 +274,9 @@ def test_padding_by_a_low_number(attention_backend, shape, kind, lowest, dtype):
     ops = operands(SHAPES[shape], dtype)
     expected = exact(*ops, same)
     for name, got, right in zip(NAMES, evaluate(*ops, bias=bias), expected, strict=True):
-        close(got, right, dtype, name, least=2**-10)
+        close(got, right, dtype, name, least=2**-9)
     (dq,) = evaluate(*ops, bias=bias, needs=(True, False, False))[1:2]
-    close(dq, expected[1], dtype, "dq alone", least=2**-10)
+    close(dq, expected[1], dtype, "dq alone", least=2**-9)
 
 
 @pytest.mark.parametrize("value", [math.nan, INF], ids=str)
