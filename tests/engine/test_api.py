@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 import udp_fast
-from udp_fast.diffusion import Denoiser
+from udp_fast.diffusion import Denoiser, NoiseSchedule
 from udp_fast.engine.api import Protected
 from udp_fast.images import ImageError, read_image
 
@@ -178,3 +179,45 @@ def test_interrupt_reaches_the_caller(protect: Protect) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         protect(pixels(), on_progress=stop)
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        torch.no_grad(),
+        torch.inference_mode(),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+    ],
+    ids=["no_grad", "inference_mode", "autocast"],
+)
+def test_the_callers_modes_change_nothing(mode: Any, protect: Protect) -> None:
+    image = torch.from_numpy(pixels()).permute(2, 0, 1)
+    mask = torch.ones(40, 36, dtype=torch.bool)
+    mask[:, :9] = False
+    expected, usual = protect(image, mask=mask, steps=2, evaluate=True)
+    with mode:
+        before = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        out, result = protect(image.clone(), mask=mask.clone(), steps=2, evaluate=True)
+        assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
+        assert torch.is_autocast_enabled("cpu") == isinstance(mode, torch.autocast)
+    assert torch.equal(out, expected)
+    assert not out.is_inference()
+    assert result.images[0].loss_protected == usual.images[0].loss_protected
+
+
+@torch.inference_mode()
+def test_images_and_a_model_from_inference_mode(quick: dict[str, int], tiny: Denoiser) -> None:
+    image = torch.rand(3, 40, 36)
+    with torch.inference_mode(False):
+        expected, _ = udp_fast.protect(image.clone(), model=tiny, **quick)
+    held = copy.deepcopy(tiny)
+    held.schedule = NoiseSchedule(tiny.schedule.alphas_cumprod.clone())
+    weights = list(held.module.parameters())
+    assert all(weight.is_inference() for weight in weights)
+    out, _ = udp_fast.protect(image, model=held, **quick)
+    assert torch.equal(out, expected)
+    assert all(a is b for a, b in zip(held.module.parameters(), weights, strict=True))
+    assert torch.equal(held.module.weight, tiny.module.weight)
+    with torch.inference_mode(False):
+        outside, _ = udp_fast.protect(image, model=held, **quick)
+    assert torch.equal(outside, expected)

@@ -162,7 +162,7 @@ def test_masks_are_found_by_stem_and_folder(tmp_path: Path) -> None:
         ({"max_pixels": 0}, "max_pixels: got 0"),
         ({"steps": 0}, "steps: expected at least 1"),
         ({"eps": "8"}, "eps: got"),
-        ({"method": "glaze"}, "method: expected one of"),
+        ({"method": "glaze"}, "method: got 'glaze', expected one of"),
         ({"extra": {"colour": 1}}, "unknown colour"),
     ],
 )

@@ -41,5 +41,5 @@ def test_errors_name_the_setting(overrides, error, words):
 
 
 def test_unknown_method():
-    with pytest.raises(ValueError, match="method: expected one of"):
+    with pytest.raises(ValueError, match="method: got 'nope', expected one of"):
         Settings.for_method("nope")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..diffusion import Denoiser, load_denoiser
 from ..images import FORMATS, ImageError, Photo
+from ..methods.modes import own_modes
 from ..ops import Budget
 from .memory import InMemory, accept
 from .options import DEFAULT_GROUP_PIXELS, DEFAULT_SEED, Options
@@ -34,6 +35,7 @@ class Protected(NamedTuple):
     result: RunResult
 
 
+@own_modes()
 def protect(
     images: Any,
     *,
@@ -81,8 +83,14 @@ def protect(
         on_progress: called with a `RunProgress`; may raise KeyboardInterrupt to stop.
         settings: further fields of `udp_fast.methods.Settings`, e.g. draws=4.
 
+    What the caller's torch.no_grad(), torch.inference_mode() or autocast would change does not
+    change: gradients are computed, in float32, and equal calls give equal bytes.
+
     Raises:
         TypeError, ValueError: an argument makes no sense; it names the argument.
+        FileNotFoundError, ImportError: `model` names a folder that is not there, or needs a package
+            that is not.
+        OSError: the output folder cannot be made or written to.
         ImageError: an image from memory cannot be protected. Files do not raise: see `result`.
         KeyboardInterrupt: after Ctrl-C, once whole files and the manifest are on the disk.
     """

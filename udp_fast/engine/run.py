@@ -35,6 +35,7 @@ from ..images import (
     write_image,
 )
 from ..methods import ImageItem
+from ..methods.modes import own_modes
 from ..ops import quantize
 from .manifest import Manifest
 from .options import Options
@@ -67,6 +68,7 @@ class _Work:
     item: ImageItem
 
 
+@own_modes()
 def run(
     tasks: Sequence[Task],
     options: Options,
