@@ -142,6 +142,8 @@ def test_broken_files_are_named_and_stop_nothing(photos: Path, tmp_path: Path) -
     [
         (["--eps", "8"], "eps: got 8.0, expected a finite fraction"),
         (["--eps", "lots"], "eps: got 'lots'"),
+        (["--eps", "1/1000"], "eps: got 0.001, which is less than one of 255 levels"),
+        (["--eps", "0"], "eps: got 0/255, which is less than one of 255 levels"),
         (["--device", "cuda:77"], "device: got 'cuda:77', but"),
         (["--device", "fridge"], "device: got 'fridge'"),
         (["--steps", "0"], "steps: expected at least 1, got 0"),

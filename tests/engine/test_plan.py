@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from udp_fast.engine import Options, PlanError, Task, plan_files
+from udp_fast.ops import Budget
 
 
 def picture(path: Path) -> Path:
@@ -162,6 +163,7 @@ def test_masks_are_found_by_stem_and_folder(tmp_path: Path) -> None:
         ({"max_pixels": 0}, "max_pixels: got 0"),
         ({"steps": 0}, "steps: expected at least 1"),
         ({"eps": "8"}, "eps: got"),
+        ({"eps": 0.001}, "eps: got 0.001, .*expected at least 1/255"),
         ({"method": "glaze"}, "method: got 'glaze', expected one of"),
         ({"extra": {"colour": 1}}, "unknown colour"),
     ],
@@ -169,6 +171,10 @@ def test_masks_are_found_by_stem_and_folder(tmp_path: Path) -> None:
 def test_options_are_checked_where_they_are_made(given: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Options(**given)
+
+
+def test_what_changes_nothing_needs_no_budget() -> None:
+    assert Options(method="none", eps=Budget.linf(0)).eps.levels == 0
 
 
 def test_a_closed_subfolder_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

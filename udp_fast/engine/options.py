@@ -53,6 +53,11 @@ class Options:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", Budget.linf(self.eps))
+        if self.eps.levels == 0 and self.method != "none":
+            raise ValueError(
+                f"eps: got {self.eps}, which is less than one of 255 levels and would change nothing,"
+                " expected at least 1/255"
+            )
         if self.format not in FORMATS:
             raise ValueError(f"format: got {self.format!r}, expected one of {', '.join(FORMATS)}")
         if isinstance(self.group_pixels, bool) or not isinstance(self.group_pixels, int):
