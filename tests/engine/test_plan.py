@@ -75,6 +75,27 @@ def test_one_file_given_twice_is_done_once(tmp_path: Path) -> None:
     assert [t.refusal for t in tasks] == ["", "given twice", "given twice"]
 
 
+@pytest.mark.parametrize("name", ["a-link.png", "z-link.png"])
+def test_the_real_name_wins_over_links(tmp_path: Path, name: str) -> None:
+    real = picture(tmp_path / "in" / "photo.png")
+    link = tmp_path / "in" / name
+    link.symlink_to(real)
+    for inputs in (
+        [tmp_path / "in"],
+        [link, real],
+        [real, link],
+        [link, tmp_path / "in" / "." / real],
+    ):
+        tasks = plan(*inputs, out=tmp_path / "out")
+        assert {t.source.name: t.refusal for t in tasks} == {"photo.png": "", name: "given twice"}
+    (folder := tmp_path / "elsewhere").symlink_to(tmp_path / "in")
+    tasks = plan(folder / "photo.png", link, out=tmp_path / "out")
+    assert [t.refusal for t in tasks] == ["", "given twice"]
+    link.rename(tmp_path / "alone.png")
+    (task,) = plan(tmp_path / "alone.png", out=tmp_path / "out")
+    assert task.target == tmp_path / "out" / "alone.png"
+
+
 def test_equal_stems_keep_their_full_names(tmp_path: Path) -> None:
     for name in ("a.jpg", "a.png", "A.bmp", "c.png"):
         picture(tmp_path / "in" / name)

@@ -92,7 +92,7 @@ def plan_files(
                 " photographs: keep them in a folder of their own"
             )
     apart = [folder.resolve() for folder in (out, mask) if folder is not None]
-    found = list(_expand([Path(p) for p in inputs], recursive, apart))
+    found = _expand([Path(p) for p in inputs], recursive, apart)
     if all(file.skipped for file in found):
         names = ", ".join(str(p) for p in inputs)
         hint = "" if recursive else " (--recursive looks into subfolders)"
@@ -115,29 +115,50 @@ def plan_files(
     return tasks
 
 
-def _expand(inputs: Sequence[Path], recursive: bool, apart: list[Path]) -> Iterator[_Found]:
-    seen: set[Path] = set()
+def _expand(inputs: Sequence[Path], recursive: bool, apart: list[Path]) -> list[_Found]:
+    """All files in order; of several names of one file, all but one are skipped."""
+    found: list[_Found] = []
+    names: dict[Path, list[int]] = defaultdict(list)
     for argument, given in enumerate(inputs):
         if given.is_dir():
             files = _walk(given, recursive, apart)
         else:
             files = iter([(given, Path())])
         for path, folder in files:
-            explicit = path is given
-            try:
-                real = path.resolve()
-            except (OSError, RuntimeError):  # a link to itself; the reader says so
-                real = path.absolute()
-            if real in seen:
-                yield _Found(argument, path, folder, "given twice", skipped=True)
-                continue
-            seen.add(real)
+            file = _Found(argument, path, folder)
             if path.is_dir():
-                yield _Found(argument, path, folder, "the folder cannot be read")
-            elif explicit or looks_like_image(path):
-                yield _Found(argument, path, folder)
-            else:
-                yield _Found(argument, path, folder, "not an image", skipped=True)
+                file = replace(file, refusal="the folder cannot be read")
+            elif path is not given and not looks_like_image(path):
+                file = replace(file, refusal="not an image", skipped=True)
+            names[_real(path)].append(len(found))
+            found.append(file)
+    for real, places in names.items():
+        # The name under which the file lies wins over links to it, whatever their order: results
+        # and rows are named after it.
+        best = min(
+            places,
+            key=lambda i: (
+                found[i].skipped,
+                _spelt(found[i].path) != real,
+                found[i].path.is_symlink(),
+            ),
+        )
+        for place in places:
+            if place != best:
+                found[place] = replace(found[place], refusal="given twice", skipped=True)
+    return found
+
+
+def _real(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # a link to itself; the reader says so
+        return path.absolute()
+
+
+def _spelt(path: Path) -> Path:
+    """The path as it is written, from the root and without `..`, no link followed."""
+    return Path(os.path.abspath(path))
 
 
 def _walk(top: Path, recursive: bool, apart: list[Path]) -> Iterator[tuple[Path, Path]]:
