@@ -181,8 +181,8 @@ trial, which gains less.
     group="Protection",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Folder of greyscale PNGs named like the photographs: white protects, black stays as it"
-    " is. A photograph without a mask is protected everywhere.",
+    help="Folder of greyscale PNGs without transparency, named like the photographs: white protects,"
+    " black stays as it is. A photograph without a mask is protected everywhere.",
 )
 @click.option(
     "--seed",
@@ -302,7 +302,7 @@ def _protect(
     evaluate: bool,
     quiet: bool,
 ) -> int:
-    from .engine import Options, plan_files, run
+    from .engine import Options, plan_files, run, unused_masks
     from .engine.manifest import backends_in_use
     from .images import PictureRow, explain_os_error
     from .ops import Budget
@@ -349,6 +349,7 @@ def _protect(
                 denoiser,
                 manifest_folder=out,
                 command=sys.argv,
+                notes=unused_masks(mask, tasks, recursive=recursive),
                 on_progress=reporter.progress,
                 on_result=reporter.result,
                 on_protected=keep,
@@ -520,7 +521,7 @@ def _duration(seconds: float) -> str:
 def _print_table(result: RunResult) -> None:
     if not _is_terminal(sys.stdout):
         # Full lines for files and pipes: nothing cut, nothing folded.
-        for line in str(result).splitlines():
+        for line in str(result).split("\n"):
             click.echo(printable(line))
         return
     from rich.console import Console
@@ -556,7 +557,7 @@ def _print_table(result: RunResult) -> None:
             Text(printable(cells[last]), style=style),
         )
     console.print(table)
-    for note in beneath:
+    for note in (*beneath, *(Text(printable(note), style="yellow") for note in result.notes)):
         console.print(note)
 
 

@@ -232,6 +232,34 @@ def test_a_backend_that_there_is_not(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_masks_of_no_photograph_are_named(
+    photos: Path, tmp_path: Path, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for name in ("a.png", "bb.png"):
+        Image.new("L", (36, 40), 255).save(masks / name)
+    monkeypatch.setattr(cli, "_is_terminal", lambda stream: terminal)
+    result = control(photos, "-o", tmp_path / "out", "--mask", masks)
+    assert result.exit_code == 0
+    assert "no photograph is named so: bb.png" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_name_with_a_line_break_is_one_row(
+    photos: Path, tmp_path: Path, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "a.png").rename(photos / "first\nsecond\u2028third.png")
+    monkeypatch.setattr(cli, "_is_terminal", lambda stream: terminal)
+    monkeypatch.setenv("COLUMNS", "200")
+    result = control(photos, "-o", tmp_path / "out")
+    table = result.stdout.split("\n\n")[0]
+    # Both headings of a terminal take two lines.
+    assert len(table.splitlines()) == 3 + terminal
+    assert "first\\nsecond\\u2028third.png" in table
+
+
 def test_jpeg_warns(photos: Path, tmp_path: Path) -> None:
     result = control(photos, "-o", tmp_path / "out", "--format", "jpeg")
     assert result.exit_code == 0

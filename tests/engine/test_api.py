@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,18 @@ def test_masks(protect: Protect) -> None:
     assert np.array_equal(both[0][:, 9:], batch[0][:, 9:])
     assert np.array_equal(both[1][:, :9], batch[1][:, :9])
     assert not np.array_equal(one, pixels(2))
+
+
+def test_masks_of_no_photograph_are_named(photos: Path, tmp_path: Path, protect: Protect) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for name in ("colour.png", "color.png"):
+        Image.new("L", (36, 40), 255).save(masks / name)
+    _, result = protect(photos / "colour.png", out=tmp_path / "out", mask=str(masks))
+    (note,) = result.notes
+    assert note.endswith("no photograph is named so: color.png")
+    assert str(result).endswith(note)
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["notes"] == [note]
 
 
 def test_a_float_image_stays_as_it_is_where_nothing_changes(protect: Protect) -> None:

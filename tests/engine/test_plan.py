@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from udp_fast.engine import Options, PlanError, Task, plan_files
+from udp_fast.engine import Options, PlanError, Task, plan_files, unused_masks
 from udp_fast.ops import Budget
 
 
@@ -162,6 +162,8 @@ def test_senseless_requests(tmp_path: Path) -> None:
         plan(a, out=a)
     with pytest.raises(PlanError, match=r"mask folder .*no such folder"):
         plan(a, out=tmp_path / "out", mask=tmp_path / "gone")
+    with pytest.raises(PlanError, match=r"mask folder .*a\.png: is a file, expected a folder"):
+        plan(a, out=tmp_path / "out", mask=a)
     with pytest.raises(PlanError, match=r"holds no PNG named like .*a\.png"):
         plan(a, out=tmp_path / "out", mask=tmp_path / "empty")
 
@@ -172,6 +174,25 @@ def test_masks_are_found_by_stem_and_folder(tmp_path: Path) -> None:
     tasks = plan(tmp_path / "in", out=tmp_path / "o", recursive=True, mask=tmp_path / "masks")
     assert [t.mask for t in tasks] == [tmp_path / "masks/a.png", tmp_path / "masks/y/a.png", None]
     assert tasks[2].mask_notes == ("no mask: the whole photo is protected",)
+
+
+def test_masks_of_no_photograph_are_named(tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    for name in ("in/a.jpg", "in/b.jpg", "masks/a.png", "masks/c.png", "masks/sub/d.png"):
+        picture(tmp_path / name)
+    picture(tmp_path / "masks" / "b.jpg")
+    (masks / ".hidden").touch()
+    tasks = plan(tmp_path / "in", out=tmp_path / "out", mask=masks)
+    (line,) = unused_masks(masks, tasks)
+    assert line.endswith("no photograph is named so: b.jpg (a mask is a .png), c.png")
+    assert f"sub{os.sep}d.png" in unused_masks(masks, tasks, recursive=True)[0]
+    for index in range(30):
+        (masks / f"many-{index:02d}.png").touch()
+    (line,) = unused_masks(masks, tasks)
+    assert line.endswith("many-09.png and 20 more")
+    beside = plan(tmp_path / "in" / "a.jpg", masks / "b.jpg", out=tmp_path / "out", mask=masks)
+    assert "b.jpg" not in unused_masks(masks, beside)[0]
+    assert unused_masks(None, tasks) == []
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from ..methods.modes import own_modes
 from ..ops import Budget
 from .memory import InMemory, accept
 from .options import DEFAULT_GROUP_PIXELS, DEFAULT_SEED, Options
-from .plan import PlanError, Task, plan_files
+from .plan import PlanError, Task, plan_files, unused_masks
 from .results import ProgressCallback, RunResult, Status
 from .run import run
 
@@ -120,7 +120,10 @@ def protect(
     if not inputs:
         raise ValueError("images: got an empty list, expected at least one image")
     folder = None if out is None else Path(out)
-    tasks, memory = _plan(inputs, folder, options, mask, recursive, single)
+    mask_folder = Path(mask) if isinstance(mask, (str, os.PathLike)) else None
+    tasks, memory = _plan(
+        inputs, folder, options, None if mask_folder else mask, mask_folder, recursive, single
+    )
 
     if denoiser is None and options.needs_denoiser:
         denoiser = load_denoiser(options.model)
@@ -138,6 +141,7 @@ def protect(
         options,
         denoiser,
         manifest_folder=folder,
+        notes=unused_masks(mask_folder, tasks, recursive=recursive),
         on_progress=on_progress,
         on_protected=keep,
     )
@@ -159,6 +163,7 @@ def _plan(
     out: Path | None,
     options: Options,
     mask: Any,
+    mask_folder: Path | None,
     recursive: bool,
     single: bool,
 ) -> tuple[list[Task], dict[int, InMemory]]:
@@ -166,10 +171,9 @@ def _plan(
     files = {i: Path(v) for i, v in enumerate(inputs) if isinstance(v, (str, os.PathLike))}
     if files and out is None:
         raise ValueError(f"out: got None, expected a folder to write {files[min(files)]} to")
-    mask_folder = Path(mask) if isinstance(mask, (str, os.PathLike)) else None
     if mask_folder is not None and len(files) < len(inputs):
         raise ValueError(f"mask: got the folder {mask_folder}, expected masks for images in memory")
-    mask_of = _mask_chooser(None if mask_folder is not None else mask, len(inputs), single)
+    mask_of = _mask_chooser(mask, len(inputs), single)
 
     tasks: list[Task] = []
     if files:

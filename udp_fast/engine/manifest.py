@@ -71,6 +71,7 @@ class Manifest:
                 name: sum(image.status.value == name for image in result.images)
                 for name in ("protected", "failed", "skipped", "interrupted")
             },
+            "notes": result.notes,
             "images": [_row(dataclasses.asdict(image), base) for image in result.images],
         }
         text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -9,8 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..images import FORMATS, ImageError, Photo, find_mask, looks_like_image, measure
+from ..images import (
+    FORMATS,
+    MASK_SUFFIXES,
+    ImageError,
+    Photo,
+    find_mask,
+    looks_like_image,
+    measure,
+)
 from .options import Options
+
+# Of many unused masks the first ones say enough: one photograph may be picked from a large set.
+_NAMED = 12
 
 
 class PlanError(ValueError):
@@ -76,7 +87,8 @@ def plan_files(
     if out.exists() and not out.is_dir():
         raise PlanError(f"output folder {out}: is a file")
     if mask is not None and not mask.is_dir():
-        raise PlanError(f"mask folder {mask}: no such folder")
+        found_instead = "is a file, expected a folder" if mask.exists() else "no such folder"
+        raise PlanError(f"mask folder {mask}: {found_instead}")
     for given in map(Path, inputs):
         # A file given by name may go beside itself: a second run names that file and no other.
         if not given.is_dir():
@@ -251,6 +263,34 @@ def _task(
         if target.is_dir() and not target.is_symlink():
             return replace(task, refusal=f"{target} is a folder")
     return task
+
+
+def unused_masks(mask: Path | None, tasks: Sequence[Task], *, recursive: bool = False) -> list[str]:
+    """Lines for the end of the table: which files of the mask folder are no photograph's mask.
+
+    A misspelt mask would otherwise be missed only by who looks for the row that lacks it.
+    """
+    if mask is None:
+        return []
+    # Photographs and results may lie there too, where they are given one by one.
+    known = {_real(p) for task in tasks for p in (task.source, task.target, task.mask) if p}
+    stems = {task.source.stem for task in tasks}
+    names = []
+    for path, _ in _walk(mask, recursive, []):
+        if not path.is_file() or _real(path) in known:
+            continue
+        name = str(path.relative_to(mask))
+        if path.suffix not in MASK_SUFFIXES and path.stem in stems:
+            name += " (a mask is a .png)"
+        names.append(name)
+    if not names:
+        return []
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return [
+        f"mask folder {mask}: not used, since no photograph is named so: "
+        + ", ".join(names[:_NAMED])
+        + more
+    ]
 
 
 def _mask_of(file: _Found, folder: Path) -> Path | None:

@@ -76,6 +76,7 @@ def run(
     *,
     manifest_folder: Path | None = None,
     command: list[str] | None = None,
+    notes: Sequence[str] = (),
     on_progress: ProgressCallback | None = None,
     on_result: ResultCallback | None = None,
     on_protected: ProtectedCallback | None = None,
@@ -88,6 +89,7 @@ def run(
             `options.needs_denoiser` is false.
         manifest_folder: where the manifest goes; None for none.
         command: the command line, for the manifest.
+        notes: what there is to say beside the rows, for the table and the manifest.
         on_progress: called often; may raise KeyboardInterrupt to stop.
         on_result: called once an image's row is complete.
         on_protected: called with what was written.
@@ -101,6 +103,7 @@ def run(
         manifest_folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     state = _Run(tasks, options, denoiser, on_progress, on_result, on_protected)
+    state.result.notes = list(notes)
     manifest = None
     if manifest_folder is not None:
         manifest = Manifest(
