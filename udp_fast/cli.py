@@ -82,7 +82,7 @@ Examples:
 
 \b
 Exit codes:
-  0    every photograph is protected
+  0    every photograph is protected, or skipped as the table says
   1    some are not; the table names each with its reason, the others are protected
   2    the command line or the request as a whole makes no sense; nothing was written
   130  interrupted; what was written is whole and listed in the manifest
@@ -122,6 +122,14 @@ trial, which gains less.
     is_flag=True,
     help="Replace files in the output folder and the --picture. Inputs are never replaced; a manifest"
     " only if all the files it lists are.",
+)
+@click.option(
+    "--skip-existing",
+    cls=_Option,
+    group="Output",
+    is_flag=True,
+    help="Leave out photographs whose output is there already, by name, whatever settings it was made"
+    " with: to go on after an interruption.",
 )
 @click.option(
     "--picture",
@@ -287,6 +295,7 @@ def _protect(
     out: Path,
     format_: str,
     overwrite: bool,
+    skip_existing: bool,
     picture: Path | None,
     method: str,
     eps: str,
@@ -318,13 +327,14 @@ def _protect(
             device=device,
             format=format_,
             overwrite=overwrite,
+            skip_existing=skip_existing,
             evaluate=evaluate,
             max_pixels=max_pixels,
             group_pixels=group_pixels,
         )
         backends_in_use(options.torch_device())  # raises if UDP_FAST_BACKEND names no backend
         tasks = plan_files(photos, out, options, recursive=recursive, mask=mask)
-        _check_picture(picture, overwrite, tasks)
+        picture = _checked_picture(picture, options, tasks)
         denoiser = _load(options)
     except (ValueError, TypeError, ImportError) as error:
         raise click.UsageError(str(error)) from error
@@ -365,21 +375,23 @@ def _protect(
     return result.exit_code
 
 
-def _check_picture(picture: Path | None, overwrite: bool, tasks: Sequence[Task]) -> None:
+def _checked_picture(picture: Path | None, options: Options, tasks: Sequence[Task]) -> Path | None:
+    """The picture to draw, None where that is none or one is there that stays."""
     from .engine.plan import same_file
 
     if picture is None:
-        return
+        return None
     if picture.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise click.UsageError(
             f"--picture {picture}: expected a name ending in .png, .jpg or .webp"
         )
-    if picture.exists() and not overwrite:
+    if picture.exists() and not options.overwrite and not options.skip_existing:
         raise click.UsageError(f"--picture {picture}: exists already (--overwrite replaces it)")
     for task in tasks:
         for path in (task.source, task.target, task.mask):
             if path is not None and same_file(picture, path):
                 raise click.UsageError(f"--picture {picture}: is the same file as {path}")
+    return None if picture.exists() and options.skip_existing else picture
 
 
 def _load(options: Options) -> Denoiser | None:
@@ -567,6 +579,11 @@ def _summary(result: RunResult, options: Options, drawn: Path | None) -> str:
         f"{len(result.protected)} of {len(wanted)} protected in {_duration(result.seconds)},"
         f" {options.method}, ε = {options.eps} ({options.eps.levels} levels), seed {options.seed}"
     )
+    kept = sum(
+        image.status.value == "skipped" and image.output is not None for image in result.images
+    )
+    if kept:
+        done += f"; {kept} more existed already"
     if result.interrupted:
         done += "; interrupted, every file written is whole"
     lines = ["", done]

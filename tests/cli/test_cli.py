@@ -152,6 +152,7 @@ def test_broken_files_are_named_and_stop_nothing(photos: Path, tmp_path: Path) -
         (["--picture", "look.xyz"], "--picture look.xyz"),
         (["--model", "/no/such/model", "--evaluate"], "no such folder: /no/such/model"),
         (["--method", "glaze"], "'glaze' is not one of"),
+        (["--overwrite", "--skip-existing"], "overwrite, skip_existing: got both"),
         (["--colour"], "No such option"),
     ],
 )
@@ -177,7 +178,7 @@ def test_overwrite(photos: Path, tmp_path: Path) -> None:
     assert control(photos, "-o", tmp_path / "out").exit_code == 0
     again = control(photos, "-o", tmp_path / "out")
     assert again.exit_code == 1
-    assert "exists already (--overwrite replaces it)" in again.output
+    assert "exists already (--overwrite replaces it, --skip-existing leaves it out)" in again.output
     assert control(photos, "-o", tmp_path / "out", "--overwrite").exit_code == 0
     into_inputs = control(photos / "a.png", "-o", photos, "--overwrite")
     assert into_inputs.exit_code == 1
@@ -185,6 +186,25 @@ def test_overwrite(photos: Path, tmp_path: Path) -> None:
     into_itself = control(photos, "-o", photos, "--overwrite")
     assert into_itself.exit_code == 2
     assert f"output folder {photos}: is also an input" in " ".join(into_itself.output.split())
+
+
+def test_a_finished_or_interrupted_folder_is_gone_on_with(photos: Path, tmp_path: Path) -> None:
+    out, picture = tmp_path / "out", tmp_path / "look.png"
+    assert control(photos / "a.png", "-o", out, "--picture", picture).exit_code == 0
+    before = (out / "a.png").read_bytes(), picture.read_bytes()
+    for done in (1, 0):
+        result = control(photos, "-o", out, "--skip-existing", "--picture", picture)
+        assert result.exit_code == 0, result.output
+        assert f"skipped: {out / 'a.png'} exists already" in result.stdout
+        assert f"{done} of {done} protected" in result.stdout
+        assert f"; {2 - done} more existed already" in result.stdout
+        assert (out / "b.png").exists()
+    assert ((out / "a.png").read_bytes(), picture.read_bytes()) == before
+    (out / "b.png").unlink()
+    (out / "b.png").mkdir()
+    result = control(photos, "-o", out, "--skip-existing")
+    assert result.exit_code == 1, "a folder is no result"
+    assert "failed" in result.stdout
 
 
 def test_the_picture_replaces_no_photograph(photos: Path, tmp_path: Path) -> None:

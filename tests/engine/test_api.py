@@ -129,6 +129,23 @@ def test_masks(protect: Protect) -> None:
     assert not np.array_equal(one, pixels(2))
 
 
+def test_what_exists_is_left_out_and_returned(
+    photos: Path, tmp_path: Path, protect: Protect
+) -> None:
+    out = tmp_path / "out"
+    first, _ = protect(photos / "grey.png", out=out)
+    before = first.read_bytes()
+    paths, result = protect(photos, out=out, skip_existing=True)
+    assert [path.name for path in paths] == ["alpha.png", "colour.png", "grey.png", "photo.png"]
+    assert first.read_bytes() == before
+    assert result.exit_code == 0
+    assert len(result.protected) == 3
+    again, result = protect(photos / "grey.png", out=out, skip_existing=True)
+    assert (again, result.exit_code) == (first, 0)
+    row = json.loads((out / "manifest-3.json").read_text())["images"][0]
+    assert (row["status"], row["output"]) == ("skipped", "grey.png")
+
+
 def test_masks_of_no_photograph_are_named(photos: Path, tmp_path: Path, protect: Protect) -> None:
     masks = tmp_path / "masks"
     masks.mkdir()

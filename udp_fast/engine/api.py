@@ -26,8 +26,8 @@ from .run import run
 class Protected(NamedTuple):
     """What `protect` returns.
 
-    images  in the shape of the input: one for one, a list for a list; files give the paths that
-            were written (None where a file failed), a folder a list of paths
+    images  in the shape of the input: one for one, a list for a list; files give the paths of
+            their outputs (None where a file failed), a folder a list of paths
     result  the table (`print(result)`) and each image's figures
     """
 
@@ -50,6 +50,7 @@ def protect(
     mask: Any = None,
     format: str = "png",
     overwrite: bool = False,
+    skip_existing: bool = False,
     recursive: bool = False,
     evaluate: bool = True,
     max_pixels: int | None = None,
@@ -76,6 +77,8 @@ def protect(
             (PIL, numpy, torch; >= half protects) for all, or a list of masks and None, one for each
             input.
         format, overwrite, recursive: of and for files, as in the command.
+        skip_existing: files whose output is in `out` already, from whatever run, are left out; its
+            path is returned. Not together with `overwrite`.
         evaluate: measure the surrogate's losses (takes about a tenth of the time).
         max_pixels: largest file decoded.
         group_pixels: images are protected in groups of at most so many pixels; each group adapts
@@ -110,6 +113,7 @@ def protect(
         device=device,
         format=format,
         overwrite=overwrite,
+        skip_existing=skip_existing,
         evaluate=evaluate,
         max_pixels=max_pixels,
         group_pixels=group_pixels,
@@ -253,10 +257,11 @@ def _output(
 ) -> Any:
     mine = [i for i, task in enumerate(tasks) if task.argument == argument]
     if argument not in memory:
+        rows = [result.images[i] for i in mine]
         paths = [
-            Path(output) if (output := result.images[i].output) is not None else None
-            for i in mine
-            if result.images[i].status is not Status.SKIPPED
+            None if row.output is None else Path(row.output)
+            for row in rows
+            if row.status is not Status.SKIPPED or row.output is not None
         ]
         return paths if Path(value).is_dir() else (paths[0] if paths else None)
     for i in mine:

@@ -91,6 +91,7 @@ def describe_options(options: Options) -> dict[str, Any]:
         "levels": options.eps.levels,
         "format": options.format,
         "overwrite": options.overwrite,
+        "skip_existing": options.skip_existing,
         "evaluate": options.evaluate,
         "group_pixels": options.group_pixels,
     }

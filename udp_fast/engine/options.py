@@ -29,6 +29,7 @@ class Options:
     device        "auto" (the CPU), "cpu", "cuda", "cuda:1", …
     format        of the written files: png, webp (lossless) or jpeg
     overwrite     replace existing files (never an input)
+    skip_existing files whose output is there already are left out, and nothing is wrong with that
     evaluate      measure the surrogate's loss on original, random noise and protected
     max_pixels    largest image decoded; None for UDP_FAST_MAX_PIXELS or 100 megapixels
     group_pixels  images protected together hold at most this many pixels (or are a single image)
@@ -46,6 +47,7 @@ class Options:
     device: str = "auto"
     format: str = "png"
     overwrite: bool = False
+    skip_existing: bool = False
     evaluate: bool = True
     max_pixels: int | None = None
     group_pixels: int = DEFAULT_GROUP_PIXELS
@@ -58,6 +60,8 @@ class Options:
                 f"eps: got {self.eps}, which is less than one of 255 levels and would change nothing,"
                 " expected at least 1/255"
             )
+        if self.overwrite and self.skip_existing:
+            raise ValueError("overwrite, skip_existing: got both, expected one of them at most")
         if self.format not in FORMATS:
             raise ValueError(f"format: got {self.format!r}, expected one of {', '.join(FORMATS)}")
         if isinstance(self.group_pixels, bool) or not isinstance(self.group_pixels, int):

@@ -37,7 +37,8 @@ class Task:
     target    the file to write, or None to keep the result in memory
     photo     the image, if it is in memory already
     mask      a mask file, a mask from memory, or None for the whole image
-    refusal   why it is not done, where that is known beforehand; `skipped` if nobody will miss it
+    refusal   why it is not done, where that is known beforehand; `skipped` if nobody will miss it:
+              with a target, since that is there already
     """
 
     argument: int
@@ -258,8 +259,14 @@ def _task(
             return replace(
                 task, refusal=f"{target} is itself an input: choose another output folder"
             )
+        if options.skip_existing and target.is_file():
+            return replace(task, refusal=f"{target} exists already", skipped=True)
         if not options.overwrite:
-            return replace(task, refusal=f"{target} exists already (--overwrite replaces it)")
+            return replace(
+                task,
+                refusal=f"{target} exists already (--overwrite replaces it,"
+                " --skip-existing leaves it out)",
+            )
         if target.is_dir() and not target.is_symlink():
             return replace(task, refusal=f"{target} is a folder")
     return task

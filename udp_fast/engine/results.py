@@ -11,7 +11,8 @@ from pathlib import Path
 
 class Status(str, Enum):
     """PROTECTED: written (or returned) and measured. FAILED: could not be, `reason` says why.
-    SKIPPED: not asked for (no image, or given twice). INTERRUPTED: the run ended before it."""
+    SKIPPED: not asked for (no image, given twice, or with `skip_existing` done already: `output` is
+    there). INTERRUPTED: the run ended before it."""
 
     PROTECTED = "protected"
     FAILED = "failed"

@@ -174,6 +174,8 @@ class _Run:
         for index, task in enumerate(self.tasks):
             if task.refusal:
                 status = Status.SKIPPED if task.skipped else Status.FAILED
+                if task.skipped and task.target is not None:
+                    self.result.images[index].output = str(task.target)
                 self._close(index, status, task.refusal)
 
     def close_interrupted(self) -> None:
