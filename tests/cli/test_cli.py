@@ -140,7 +140,8 @@ def test_broken_files_are_named_and_stop_nothing(photos: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--eps", "8"], "eps: got 8.0, expected a finite fraction"),
+        (["--eps", "8"], "eps: got '8', expected a finite fraction"),
+        (["--eps", "-1/255"], "eps: got '-1/255', expected"),
         (["--eps", "lots"], "eps: got 'lots'"),
         (["--eps", "1/1000"], "eps: got 0.001, which is less than one of 255 levels"),
         (["--eps", "0"], "eps: got 0/255, which is less than one of 255 levels"),

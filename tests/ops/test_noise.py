@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from cases import F32, F64
@@ -135,5 +136,30 @@ def test_ids_are_taken_signed_or_unsigned():
 def test_bad_counters_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         noise_key(0, [1, 2], **options)
-    with pytest.raises(TypeError, match="expected integers"):
-        noise_key(0, ["a.png"])
+
+
+@pytest.mark.parametrize(
+    ("seed", "ids", "message"),
+    [
+        (0, ["a.png"], "image_ids: got 'a.png' among them, expected integers"),
+        (0, [True], "image_ids: got True among them, expected integers"),
+        (0, torch.ones(2), "image_ids: got 1.0 among them, expected integers"),
+        (0, 2, "image_ids: got 2, expected integers, one an image"),
+        (0, np.int64(2), "image_ids: got .*2.*, expected integers, one an image"),
+        (0, "12", "image_ids: got '12', expected integers, one an image"),
+        (0.5, [1], "seed: got 0.5, expected an integer"),
+        (True, [1], "seed: got True, expected an integer"),
+    ],
+)
+def test_bad_ids_and_seeds_are_named(seed, ids, message):
+    with pytest.raises(TypeError, match=f"noise_key: {message}"):
+        noise_key(seed, ids)
+
+
+def test_numpys_integers_are_integers():
+    expected = noise_key(3, [0, 1], draw=torch.tensor([4, 5]), step=6)
+    assert torch.equal(
+        noise_key(np.int64(3), np.arange(2), draw=np.array([4, 5]), step=np.uint8(6)), expected
+    )
+    assert torch.equal(noise_key(3, [np.int32(0), np.int64(1)], draw=[4, 5], step=6), expected)
+    assert torch.equal(noise_key(0, np.array([2**64 - 1], np.uint64)), noise_key(0, [-1]))
