@@ -332,7 +332,7 @@ def _protect(
             max_pixels=max_pixels,
             group_pixels=group_pixels,
         )
-        backends_in_use(options.torch_device())  # raises if UDP_FAST_BACKEND names no backend
+        backends_in_use(options.torch_device())  # raises where the environment leaves none
         tasks = plan_files(photos, out, options, recursive=recursive, mask=mask)
         picture = _checked_picture(picture, options, tasks)
         denoiser = _load(options)

@@ -147,7 +147,7 @@ def test_broken_files_are_named_and_stop_nothing(photos: Path, tmp_path: Path) -
         (["--eps", "0"], "eps: got 0/255, which is less than one of 255 levels"),
         (["--device", "cuda:77"], "device: got 'cuda:77', but"),
         (["--device", "fridge"], "device: got 'fridge'"),
-        (["--steps", "0"], "steps: expected at least 1, got 0"),
+        (["--steps", "0"], "steps: got 0, expected at least 1"),
         (["--group-pixels", "0"], "group_pixels: got 0"),
         (["--mask", "nowhere"], "mask folder nowhere: no such folder"),
         (["--picture", "look.xyz"], "--picture look.xyz"),
@@ -243,13 +243,27 @@ def test_quiet_says_nothing_but_what_failed(
     assert "three/manifest.json: no space left" in result.stderr
 
 
-def test_a_backend_that_there_is_not(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("UDP_FAST_BACKEND", "gpu", "UDP_FAST_BACKEND: got 'gpu', expected auto or one of"),
+        ("UDP_FAST_BACKEND", "sdpa", "UDP_FAST_BACKEND=sdpa pins a backend that cannot serve"),
+        ("UDP_FAST_LOG_DISPATCH", "yes", "UDP_FAST_LOG_DISPATCH: got 'yes', expected 0 or 1"),
+        ("UDP_FAST_CPU_ISA", "sse9", "UDP_FAST_CPU_ISA: got sse9"),
+    ],
+)
+def test_an_environment_that_leaves_no_backend(
+    name: str, value: str, words: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("UDP_FAST_BACKEND", "gpu")
+    monkeypatch.setenv(name, value)
+    if name == "UDP_FAST_CPU_ISA":
+        native = pytest.importorskip("udp_fast._native", reason="the native kernels are not built")
+        native.use_isa("")  # it is looked up once in a process
     result = control(photos, "-o", tmp_path / "out")
     assert result.exit_code == 2
-    assert "UDP_FAST_BACKEND: got 'gpu', expected auto or one of" in result.output
+    assert words in " ".join(result.output.split())
+    with pytest.raises(ValueError, match=name):
+        udp_fast.protect(photos / "a.png", out=tmp_path / "out", method="random", evaluate=False)
     assert not (tmp_path / "out").exists()
 
 

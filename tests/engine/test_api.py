@@ -50,6 +50,7 @@ def levels(image: Any) -> np.ndarray:
         np.stack([pixels(), pixels(1)]),
         pixels().astype(np.float32) / 255,
         pixels().astype(np.float64) / 255,
+        (pixels() / 255).astype(">f4"),
         np.asfortranarray(pixels()),
         torch.from_numpy(pixels()).permute(2, 0, 1),
         torch.from_numpy(pixels(channels=1)[..., 0]),
@@ -176,6 +177,14 @@ def test_a_float_image_stays_as_it_is_where_nothing_changes(protect: Protect) ->
         (torch.full((3, 40, 40), 1.5), {}, ValueError, "outside"),
         (torch.zeros(3, 40, 40, dtype=torch.int32), {}, TypeError, r"torch\.int32"),
         (torch.zeros(2, 40, 40, dtype=torch.uint8), {}, ValueError, "C = 1, 3 or 4"),
+        (np.zeros((40, 40, 3), np.longdouble), {}, TypeError, "at most 64 bits"),
+        (
+            torch.zeros(3, 40, 40, device="meta"),
+            {},
+            TypeError,
+            "without data .meta.*expected a dense",
+        ),
+        (torch.zeros(3, 40, 40).to_sparse(), {}, TypeError, "layout torch.sparse_coo"),
         (pixels(height=20), {}, ImageError, "too small"),
         (Image.new("I;16", (40, 40)), {}, ImageError, "16 bits"),
         (pixels(), {"mask": "masks"}, ValueError, "mask: got the folder"),
@@ -184,7 +193,7 @@ def test_a_float_image_stays_as_it_is_where_nothing_changes(protect: Protect) ->
         (pixels(), {"mask": np.ones((9, 9), bool)}, ImageError, "mask given: is 9 × 9"),
         (pixels(), {"eps": 8}, ValueError, "eps: got 8"),
         (pixels(), {"colour": 3}, ValueError, "unknown colour"),
-        (pixels(), {"alpha": 2}, ValueError, r"alpha: expected a step in \[0, 1\] .*got 2"),
+        (pixels(), {"alpha": 2}, ValueError, r"alpha: got 2.0, expected a step in \[0, 1\]"),
         (pixels(), {"max_pixels": "10"}, TypeError, "max_pixels: got '10', expected a positive"),
         (pixels(), {"max_pixels": True}, TypeError, "max_pixels: got True"),
     ],
@@ -194,6 +203,28 @@ def test_errors_name_the_argument(
 ) -> None:
     with pytest.raises(error, match=words):
         protect(images, **given)
+
+
+def test_a_file_is_no_output_folder(tmp_path: Path, protect: Protect) -> None:
+    (tmp_path / "portrait.jpg").touch()
+    with pytest.raises(ValueError, match=r"portrait\.jpg: is a file, expected a folder"):
+        protect(pixels(), out=tmp_path / "portrait.jpg")
+
+
+def test_numpys_numbers_are_numbers(tmp_path: Path, protect: Protect) -> None:
+    expected, _ = protect(pixels(), steps=1, seed=3, eps=float(np.float32(0.03)))
+    out, result = protect(
+        pixels(),
+        out=tmp_path / "out",
+        steps=np.int64(1),
+        seed=np.int64(3),
+        eps=np.float32(0.03),
+        group_pixels=np.int32(10**6),
+        max_pixels=np.uint32(10**6),
+        evaluate=True,
+    )
+    assert np.array_equal(out, expected)
+    assert result.exit_code == 0
 
 
 @pytest.mark.parametrize("model", [torch.nn.Conv2d(3, 3, 3), 3, b"model"])

@@ -203,7 +203,7 @@ def test_masks_of_no_photograph_are_named(tmp_path: Path) -> None:
         ({"device": "cuda:99"}, "device: got 'cuda:99', but"),
         ({"group_pixels": 0}, "group_pixels: got 0"),
         ({"max_pixels": 0}, "max_pixels: got 0"),
-        ({"steps": 0}, "steps: expected at least 1"),
+        ({"steps": 0}, "steps: got 0, expected at least 1"),
         ({"eps": "8"}, "eps: got"),
         ({"eps": 0.001}, "eps: got 0.001, .*expected at least 1/255"),
         ({"method": "glaze"}, "method: got 'glaze', expected one of"),

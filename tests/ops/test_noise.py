@@ -11,7 +11,7 @@ from cases import F32, F64
 from scipy import stats
 
 from udp_fast.backends.reference import philox
-from udp_fast.ops import Stream, image_id, noise_key, q_sample
+from udp_fast.ops import Stream, denoising_loss, image_id, noise_key, q_sample
 
 # Random123's known-answer file, philox4x32 with 10 rounds: counter, key, result.
 KNOWN_ANSWERS = [
@@ -154,6 +154,27 @@ def test_bad_counters_are_named(options, message):
 def test_bad_ids_and_seeds_are_named(seed, ids, message):
     with pytest.raises(TypeError, match=f"noise_key: {message}"):
         noise_key(seed, ids)
+
+
+def test_noise_is_asked_for_by_what_came():
+    x, t, table = torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64), torch.ones(3)
+    both = {"noise": x, "key": noise_key(0, [1, 2])}
+    with pytest.raises(
+        ValueError, match="q_sample: got neither, expected exactly one of noise and"
+    ):
+        q_sample(x, t, table)
+    with pytest.raises(
+        ValueError, match="q_sample: got both, expected exactly one of noise and key"
+    ):
+        q_sample(x, t, table, **both)
+    with pytest.raises(ValueError, match="q_sample: got neither, expected exactly one of alphas_"):
+        q_sample(x, t, key=both["key"])
+    with pytest.raises(
+        ValueError, match="denoising_loss: got neither target nor noise nor key, exp"
+    ):
+        denoising_loss(x)
+    with pytest.raises(ValueError, match="denoising_loss: got both, expected exactly one of noise"):
+        denoising_loss(x, **both)
 
 
 def test_numpys_integers_are_integers():

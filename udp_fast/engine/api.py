@@ -18,7 +18,7 @@ from ..methods.modes import own_modes
 from ..ops import Budget
 from .memory import InMemory, accept
 from .options import DEFAULT_GROUP_PIXELS, DEFAULT_SEED, Options
-from .plan import PlanError, Task, plan_files, unused_masks
+from .plan import PlanError, Task, check_out, plan_files, unused_masks
 from .results import ProgressCallback, RunResult, Status
 from .run import run
 
@@ -177,6 +177,8 @@ def _plan(
         raise ValueError(f"out: got None, expected a folder to write {files[min(files)]} to")
     if mask_folder is not None and len(files) < len(inputs):
         raise ValueError(f"mask: got the folder {mask_folder}, expected masks for images in memory")
+    if out is not None:
+        check_out(out)
     mask_of = _mask_chooser(mask, len(inputs), single)
 
     tasks: list[Task] = []

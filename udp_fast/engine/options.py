@@ -10,6 +10,7 @@ import torch
 from ..images import FORMATS, pixel_limit
 from ..methods import METHODS, Settings
 from ..ops import Budget
+from ..ops.validation import is_integer
 
 # Photographs are protected in groups that fit in memory: a group of 16 megapixels takes some
 # 300 MB of images and perturbations beside the model's own needs.
@@ -64,14 +65,15 @@ class Options:
             raise ValueError("overwrite, skip_existing: got both, expected one of them at most")
         if self.format not in FORMATS:
             raise ValueError(f"format: got {self.format!r}, expected one of {', '.join(FORMATS)}")
-        if isinstance(self.group_pixels, bool) or not isinstance(self.group_pixels, int):
+        if not is_integer(self.group_pixels):
             raise TypeError(
                 f"group_pixels: got {type(self.group_pixels).__name__}, expected an integer"
             )
         if self.group_pixels < 1:
             raise ValueError(f"group_pixels: got {self.group_pixels}, expected at least 1")
+        object.__setattr__(self, "group_pixels", int(self.group_pixels))
         pixel_limit(self.max_pixels)
-        self.settings()
+        object.__setattr__(self, "seed", self.settings().seed)
         self.torch_device()
 
     @property

@@ -85,8 +85,7 @@ def plan_files(
             mask folder is one of the input folders; two images would be written to one name; there
             is no mask folder, or no mask in it fits any image.
     """
-    if out.exists() and not out.is_dir():
-        raise PlanError(f"output folder {out}: is a file")
+    check_out(out)
     if mask is not None and not mask.is_dir():
         found_instead = "is a file, expected a folder" if mask.exists() else "no such folder"
         raise PlanError(f"mask folder {mask}: {found_instead}")
@@ -126,6 +125,12 @@ def plan_files(
             f" (expected for example {readable[0].source.stem}.png)"
         )
     return tasks
+
+
+def check_out(out: Path) -> None:
+    """Raise PlanError if a file stands where the output folder should be."""
+    if out.exists() and not out.is_dir():
+        raise PlanError(f"output folder {out}: is a file, expected a folder")
 
 
 def _expand(inputs: Sequence[Path], recursive: bool, apart: list[Path]) -> list[_Found]:

@@ -37,7 +37,7 @@ from ..images import (
 from ..methods import ImageItem
 from ..methods.modes import own_modes
 from ..ops import quantize
-from .manifest import Manifest
+from .manifest import Manifest, backends_in_use
 from .options import Options
 from .plan import Task
 from .results import (
@@ -97,9 +97,11 @@ def run(
     Returns the table. After KeyboardInterrupt, from the keyboard or a callback, the result is
     marked interrupted, its files are whole, and the manifest describes exactly those.
 
-    Raises OSError, before any work, if the output folder cannot be made or written to.
+    Raises OSError, before any work, if the output folder cannot be made or written to, and ValueError
+    where the environment leaves the ops no backend.
     """
     if manifest_folder is not None:
+        backends_in_use(options.torch_device())
         manifest_folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     state = _Run(tasks, options, denoiser, on_progress, on_result, on_protected)
