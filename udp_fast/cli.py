@@ -200,7 +200,8 @@ trial, which gains less.
     type=int,
     default=0,
     show_default=True,
-    help="All random draws follow from it and from each photograph's pixels.",
+    help="All random draws follow from it and from each photograph's pixels. Equal bytes need the same"
+    " set of photographs as well: those of one run adapt one surrogate together.",
 )
 @click.option(
     "-r",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -384,3 +387,29 @@ def test_the_default_path_on_one_small_photo(photos: Path, tmp_path: Path) -> No
     difference = read_image(tmp_path / "out/a.png").colour.int()
     difference -= read_image(photos / "a.png").colour.int()
     assert int(difference.abs().max()) == 8
+
+
+def test_the_readme_can_be_pasted_from_top_to_bottom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its commands and then its Python, in one folder: none finds its output there already."""
+    page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    section = page.split("\n## The command\n")[1].split("\n## ")[0]
+    monkeypatch.chdir(tmp_path)
+    for folder in ("holiday", "art", "masks"):
+        Path(folder).mkdir()
+        Image.new("L", (36, 40), 255).save(f"{folder}/a.png")
+    Image.new("RGB", (36, 40), (90, 120, 150)).save("portrait.jpg")
+    commands = re.findall(r"^    udp-fast (protect .*? -o [^#\n]*)", section, re.M)
+    assert len(commands) >= 4
+    for command in commands:
+        result = control(*command.split()[1:])
+        assert result.exit_code == 0, (command, result.output)
+    quick = functools.partial(udp_fast.protect, method="random", evaluate=False)
+    monkeypatch.setattr(udp_fast, "protect", quick)
+    (example,) = re.findall(r"```python\n(.*?)```", section, re.S)
+    scope: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), scope)
+    assert scope["paths"]
+    assert None not in scope["paths"]
+    assert isinstance(scope["protected"], Image.Image)

@@ -71,7 +71,8 @@ def protect(
         eps: budget: "8/255", "8 levels", a fraction in [0, 1], a Budget.
         steps, rounds: of the method; None for its defaults.
         model: None for the surrogate in the package; a folder or hub id; or a Denoiser.
-        seed: every random draw follows from it and the image's pixels.
+        seed: every random draw follows from it and the image's pixels. Equal results need the same
+            set of images as well, which adapt one surrogate together.
         device: "auto" (the CPU: no GPU has run the GPU kernels yet), "cpu", "cuda", …
         mask: where an image may change. A folder of greyscale PNGs (files only), or one mask [H, W]
             (PIL, numpy, torch; >= half protects) for all, or a list of masks and None, one for each
