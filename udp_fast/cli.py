@@ -82,7 +82,7 @@ Examples:
 
 \b
 Exit codes:
-  0    every photograph is protected
+  0    every photograph is protected, or skipped as the table says
   1    some are not; the table names each with its reason, the others are protected
   2    the command line or the request as a whole makes no sense; nothing was written
   130  interrupted; what was written is whole and listed in the manifest
@@ -122,6 +122,14 @@ trial, which gains less.
     is_flag=True,
     help="Replace files in the output folder and the --picture. Inputs are never replaced; a manifest"
     " only if all the files it lists are.",
+)
+@click.option(
+    "--skip-existing",
+    cls=_Option,
+    group="Output",
+    is_flag=True,
+    help="Leave out photographs whose output is there already, by name, whatever settings it was made"
+    " with: to go on after an interruption.",
 )
 @click.option(
     "--picture",
@@ -181,8 +189,8 @@ trial, which gains less.
     group="Protection",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Folder of greyscale PNGs named like the photographs: white protects, black stays as it"
-    " is. A photograph without a mask is protected everywhere.",
+    help="Folder of greyscale PNGs without transparency, named like the photographs: white protects,"
+    " black stays as it is. A photograph without a mask is protected everywhere.",
 )
 @click.option(
     "--seed",
@@ -192,7 +200,8 @@ trial, which gains less.
     type=int,
     default=0,
     show_default=True,
-    help="All random draws follow from it and from each photograph's pixels.",
+    help="All random draws follow from it and from each photograph's pixels. Equal bytes need the same"
+    " set of photographs as well: those of one run adapt one surrogate together.",
 )
 @click.option(
     "-r",
@@ -287,6 +296,7 @@ def _protect(
     out: Path,
     format_: str,
     overwrite: bool,
+    skip_existing: bool,
     picture: Path | None,
     method: str,
     eps: str,
@@ -302,7 +312,7 @@ def _protect(
     evaluate: bool,
     quiet: bool,
 ) -> int:
-    from .engine import Options, plan_files, run
+    from .engine import Options, plan_files, run, unused_masks
     from .engine.manifest import backends_in_use
     from .images import PictureRow, explain_os_error
     from .ops import Budget
@@ -318,13 +328,14 @@ def _protect(
             device=device,
             format=format_,
             overwrite=overwrite,
+            skip_existing=skip_existing,
             evaluate=evaluate,
             max_pixels=max_pixels,
             group_pixels=group_pixels,
         )
-        backends_in_use(options.torch_device())  # raises if UDP_FAST_BACKEND names no backend
+        backends_in_use(options.torch_device())  # raises where the environment leaves none
         tasks = plan_files(photos, out, options, recursive=recursive, mask=mask)
-        _check_picture(picture, overwrite, tasks)
+        picture = _checked_picture(picture, options, tasks)
         denoiser = _load(options)
     except (ValueError, TypeError, ImportError) as error:
         raise click.UsageError(str(error)) from error
@@ -349,6 +360,7 @@ def _protect(
                 denoiser,
                 manifest_folder=out,
                 command=sys.argv,
+                notes=unused_masks(mask, tasks, recursive=recursive),
                 on_progress=reporter.progress,
                 on_result=reporter.result,
                 on_protected=keep,
@@ -364,21 +376,23 @@ def _protect(
     return result.exit_code
 
 
-def _check_picture(picture: Path | None, overwrite: bool, tasks: Sequence[Task]) -> None:
+def _checked_picture(picture: Path | None, options: Options, tasks: Sequence[Task]) -> Path | None:
+    """The picture to draw, None where that is none or one is there that stays."""
     from .engine.plan import same_file
 
     if picture is None:
-        return
+        return None
     if picture.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise click.UsageError(
             f"--picture {picture}: expected a name ending in .png, .jpg or .webp"
         )
-    if picture.exists() and not overwrite:
+    if picture.exists() and not options.overwrite and not options.skip_existing:
         raise click.UsageError(f"--picture {picture}: exists already (--overwrite replaces it)")
     for task in tasks:
         for path in (task.source, task.target, task.mask):
             if path is not None and same_file(picture, path):
                 raise click.UsageError(f"--picture {picture}: is the same file as {path}")
+    return None if picture.exists() and options.skip_existing else picture
 
 
 def _load(options: Options) -> Denoiser | None:
@@ -520,7 +534,7 @@ def _duration(seconds: float) -> str:
 def _print_table(result: RunResult) -> None:
     if not _is_terminal(sys.stdout):
         # Full lines for files and pipes: nothing cut, nothing folded.
-        for line in str(result).splitlines():
+        for line in str(result).split("\n"):
             click.echo(printable(line))
         return
     from rich.console import Console
@@ -556,7 +570,7 @@ def _print_table(result: RunResult) -> None:
             Text(printable(cells[last]), style=style),
         )
     console.print(table)
-    for note in beneath:
+    for note in (*beneath, *(Text(printable(note), style="yellow") for note in result.notes)):
         console.print(note)
 
 
@@ -566,6 +580,11 @@ def _summary(result: RunResult, options: Options, drawn: Path | None) -> str:
         f"{len(result.protected)} of {len(wanted)} protected in {_duration(result.seconds)},"
         f" {options.method}, ε = {options.eps} ({options.eps.levels} levels), seed {options.seed}"
     )
+    kept = sum(
+        image.status.value == "skipped" and image.output is not None for image in result.images
+    )
+    if kept:
+        done += f"; {kept} more existed already"
     if result.interrupted:
         done += "; interrupted, every file written is whole"
     lines = ["", done]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -140,16 +143,20 @@ def test_broken_files_are_named_and_stop_nothing(photos: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--eps", "8"], "eps: got 8.0, expected a finite fraction"),
+        (["--eps", "8"], "eps: got '8', expected a finite fraction"),
+        (["--eps", "-1/255"], "eps: got '-1/255', expected"),
         (["--eps", "lots"], "eps: got 'lots'"),
+        (["--eps", "1/1000"], "eps: got 0.001, which is less than one of 255 levels"),
+        (["--eps", "0"], "eps: got 0/255, which is less than one of 255 levels"),
         (["--device", "cuda:77"], "device: got 'cuda:77', but"),
         (["--device", "fridge"], "device: got 'fridge'"),
-        (["--steps", "0"], "steps: expected at least 1, got 0"),
+        (["--steps", "0"], "steps: got 0, expected at least 1"),
         (["--group-pixels", "0"], "group_pixels: got 0"),
         (["--mask", "nowhere"], "mask folder nowhere: no such folder"),
         (["--picture", "look.xyz"], "--picture look.xyz"),
         (["--model", "/no/such/model", "--evaluate"], "no such folder: /no/such/model"),
         (["--method", "glaze"], "'glaze' is not one of"),
+        (["--overwrite", "--skip-existing"], "overwrite, skip_existing: got both"),
         (["--colour"], "No such option"),
     ],
 )
@@ -175,7 +182,7 @@ def test_overwrite(photos: Path, tmp_path: Path) -> None:
     assert control(photos, "-o", tmp_path / "out").exit_code == 0
     again = control(photos, "-o", tmp_path / "out")
     assert again.exit_code == 1
-    assert "exists already (--overwrite replaces it)" in again.output
+    assert "exists already (--overwrite replaces it, --skip-existing leaves it out)" in again.output
     assert control(photos, "-o", tmp_path / "out", "--overwrite").exit_code == 0
     into_inputs = control(photos / "a.png", "-o", photos, "--overwrite")
     assert into_inputs.exit_code == 1
@@ -183,6 +190,25 @@ def test_overwrite(photos: Path, tmp_path: Path) -> None:
     into_itself = control(photos, "-o", photos, "--overwrite")
     assert into_itself.exit_code == 2
     assert f"output folder {photos}: is also an input" in " ".join(into_itself.output.split())
+
+
+def test_a_finished_or_interrupted_folder_is_gone_on_with(photos: Path, tmp_path: Path) -> None:
+    out, picture = tmp_path / "out", tmp_path / "look.png"
+    assert control(photos / "a.png", "-o", out, "--picture", picture).exit_code == 0
+    before = (out / "a.png").read_bytes(), picture.read_bytes()
+    for done in (1, 0):
+        result = control(photos, "-o", out, "--skip-existing", "--picture", picture)
+        assert result.exit_code == 0, result.output
+        assert f"skipped: {out / 'a.png'} exists already" in result.stdout
+        assert f"{done} of {done} protected" in result.stdout
+        assert f"; {2 - done} more existed already" in result.stdout
+        assert (out / "b.png").exists()
+    assert ((out / "a.png").read_bytes(), picture.read_bytes()) == before
+    (out / "b.png").unlink()
+    (out / "b.png").mkdir()
+    result = control(photos, "-o", out, "--skip-existing")
+    assert result.exit_code == 1, "a folder is no result"
+    assert "failed" in result.stdout
 
 
 def test_the_picture_replaces_no_photograph(photos: Path, tmp_path: Path) -> None:
@@ -220,14 +246,56 @@ def test_quiet_says_nothing_but_what_failed(
     assert "three/manifest.json: no space left" in result.stderr
 
 
-def test_a_backend_that_there_is_not(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("UDP_FAST_BACKEND", "gpu", "UDP_FAST_BACKEND: got 'gpu', expected auto or one of"),
+        ("UDP_FAST_BACKEND", "sdpa", "UDP_FAST_BACKEND=sdpa pins a backend that cannot serve"),
+        ("UDP_FAST_LOG_DISPATCH", "yes", "UDP_FAST_LOG_DISPATCH: got 'yes', expected 0 or 1"),
+        ("UDP_FAST_CPU_ISA", "sse9", "UDP_FAST_CPU_ISA: got sse9"),
+    ],
+)
+def test_an_environment_that_leaves_no_backend(
+    name: str, value: str, words: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("UDP_FAST_BACKEND", "gpu")
+    monkeypatch.setenv(name, value)
+    if name == "UDP_FAST_CPU_ISA":
+        native = pytest.importorskip("udp_fast._native", reason="the native kernels are not built")
+        native.use_isa("")  # it is looked up once in a process
     result = control(photos, "-o", tmp_path / "out")
     assert result.exit_code == 2
-    assert "UDP_FAST_BACKEND: got 'gpu', expected auto or one of" in result.output
+    assert words in " ".join(result.output.split())
+    with pytest.raises(ValueError, match=name):
+        udp_fast.protect(photos / "a.png", out=tmp_path / "out", method="random", evaluate=False)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_masks_of_no_photograph_are_named(
+    photos: Path, tmp_path: Path, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for name in ("a.png", "bb.png"):
+        Image.new("L", (36, 40), 255).save(masks / name)
+    monkeypatch.setattr(cli, "_is_terminal", lambda stream: terminal)
+    result = control(photos, "-o", tmp_path / "out", "--mask", masks)
+    assert result.exit_code == 0
+    assert "no photograph is named so: bb.png" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_name_with_a_line_break_is_one_row(
+    photos: Path, tmp_path: Path, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "a.png").rename(photos / "first\nsecond\u2028third.png")
+    monkeypatch.setattr(cli, "_is_terminal", lambda stream: terminal)
+    monkeypatch.setenv("COLUMNS", "200")
+    result = control(photos, "-o", tmp_path / "out")
+    table = result.stdout.split("\n\n")[0]
+    # Both headings of a terminal take two lines.
+    assert len(table.splitlines()) == 3 + terminal
+    assert "first\\nsecond\\u2028third.png" in table
 
 
 def test_jpeg_warns(photos: Path, tmp_path: Path) -> None:
@@ -319,3 +387,29 @@ def test_the_default_path_on_one_small_photo(photos: Path, tmp_path: Path) -> No
     difference = read_image(tmp_path / "out/a.png").colour.int()
     difference -= read_image(photos / "a.png").colour.int()
     assert int(difference.abs().max()) == 8
+
+
+def test_the_readme_can_be_pasted_from_top_to_bottom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its commands and then its Python, in one folder: none finds its output there already."""
+    page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    section = page.split("\n## The command\n")[1].split("\n## ")[0]
+    monkeypatch.chdir(tmp_path)
+    for folder in ("holiday", "art", "masks"):
+        Path(folder).mkdir()
+        Image.new("L", (36, 40), 255).save(f"{folder}/a.png")
+    Image.new("RGB", (36, 40), (90, 120, 150)).save("portrait.jpg")
+    commands = re.findall(r"^    udp-fast (protect .*? -o [^#\n]*)", section, re.M)
+    assert len(commands) >= 4
+    for command in commands:
+        result = control(*command.split()[1:])
+        assert result.exit_code == 0, (command, result.output)
+    quick = functools.partial(udp_fast.protect, method="random", evaluate=False)
+    monkeypatch.setattr(udp_fast, "protect", quick)
+    (example,) = re.findall(r"```python\n(.*?)```", section, re.S)
+    scope: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), scope)
+    assert scope["paths"]
+    assert None not in scope["paths"]
+    assert isinstance(scope["protected"], Image.Image)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from udp_fast.engine import Options, PlanError, Task, plan_files
+from udp_fast.engine import Options, PlanError, Task, plan_files, unused_masks
+from udp_fast.ops import Budget
 
 
 def picture(path: Path) -> Path:
@@ -72,6 +73,27 @@ def test_one_file_given_twice_is_done_once(tmp_path: Path) -> None:
     (tmp_path / "b.png").symlink_to(a)
     tasks = plan(tmp_path, a, out=tmp_path / "out")
     assert [t.refusal for t in tasks] == ["", "given twice", "given twice"]
+
+
+@pytest.mark.parametrize("name", ["a-link.png", "z-link.png"])
+def test_the_real_name_wins_over_links(tmp_path: Path, name: str) -> None:
+    real = picture(tmp_path / "in" / "photo.png")
+    link = tmp_path / "in" / name
+    link.symlink_to(real)
+    for inputs in (
+        [tmp_path / "in"],
+        [link, real],
+        [real, link],
+        [link, tmp_path / "in" / "." / real],
+    ):
+        tasks = plan(*inputs, out=tmp_path / "out")
+        assert {t.source.name: t.refusal for t in tasks} == {"photo.png": "", name: "given twice"}
+    (folder := tmp_path / "elsewhere").symlink_to(tmp_path / "in")
+    tasks = plan(folder / "photo.png", link, out=tmp_path / "out")
+    assert [t.refusal for t in tasks] == ["", "given twice"]
+    link.rename(tmp_path / "alone.png")
+    (task,) = plan(tmp_path / "alone.png", out=tmp_path / "out")
+    assert task.target == tmp_path / "out" / "alone.png"
 
 
 def test_equal_stems_keep_their_full_names(tmp_path: Path) -> None:
@@ -140,6 +162,8 @@ def test_senseless_requests(tmp_path: Path) -> None:
         plan(a, out=a)
     with pytest.raises(PlanError, match=r"mask folder .*no such folder"):
         plan(a, out=tmp_path / "out", mask=tmp_path / "gone")
+    with pytest.raises(PlanError, match=r"mask folder .*a\.png: is a file, expected a folder"):
+        plan(a, out=tmp_path / "out", mask=a)
     with pytest.raises(PlanError, match=r"holds no PNG named like .*a\.png"):
         plan(a, out=tmp_path / "out", mask=tmp_path / "empty")
 
@@ -152,6 +176,25 @@ def test_masks_are_found_by_stem_and_folder(tmp_path: Path) -> None:
     assert tasks[2].mask_notes == ("no mask: the whole photo is protected",)
 
 
+def test_masks_of_no_photograph_are_named(tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    for name in ("in/a.jpg", "in/b.jpg", "masks/a.png", "masks/c.png", "masks/sub/d.png"):
+        picture(tmp_path / name)
+    picture(tmp_path / "masks" / "b.jpg")
+    (masks / ".hidden").touch()
+    tasks = plan(tmp_path / "in", out=tmp_path / "out", mask=masks)
+    (line,) = unused_masks(masks, tasks)
+    assert line.endswith("no photograph is named so: b.jpg (a mask is a .png), c.png")
+    assert f"sub{os.sep}d.png" in unused_masks(masks, tasks, recursive=True)[0]
+    for index in range(30):
+        (masks / f"many-{index:02d}.png").touch()
+    (line,) = unused_masks(masks, tasks)
+    assert line.endswith("many-09.png and 20 more")
+    beside = plan(tmp_path / "in" / "a.jpg", masks / "b.jpg", out=tmp_path / "out", mask=masks)
+    assert "b.jpg" not in unused_masks(masks, beside)[0]
+    assert unused_masks(None, tasks) == []
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -160,15 +203,20 @@ def test_masks_are_found_by_stem_and_folder(tmp_path: Path) -> None:
         ({"device": "cuda:99"}, "device: got 'cuda:99', but"),
         ({"group_pixels": 0}, "group_pixels: got 0"),
         ({"max_pixels": 0}, "max_pixels: got 0"),
-        ({"steps": 0}, "steps: expected at least 1"),
+        ({"steps": 0}, "steps: got 0, expected at least 1"),
         ({"eps": "8"}, "eps: got"),
-        ({"method": "glaze"}, "method: expected one of"),
+        ({"eps": 0.001}, "eps: got 0.001, .*expected at least 1/255"),
+        ({"method": "glaze"}, "method: got 'glaze', expected one of"),
         ({"extra": {"colour": 1}}, "unknown colour"),
     ],
 )
 def test_options_are_checked_where_they_are_made(given: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Options(**given)
+
+
+def test_what_changes_nothing_needs_no_budget() -> None:
+    assert Options(method="none", eps=Budget.linf(0)).eps.levels == 0
 
 
 def test_a_closed_subfolder_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,21 @@ def test_bad_masks_name_the_photo(tmp_path: Path) -> None:
         read_mask(tmp_path / "d.png", PHOTO)
 
 
+def test_a_mask_has_no_transparency(tmp_path: Path) -> None:
+    """Drawn on a transparent layer, it is white or black behind what cannot be seen."""
+    for mode, fill in (("RGBA", (255, 255, 255, 0)), ("LA", (255, 254))):
+        picture = Image.new(mode, (36, 40), fill)
+        picture.save(tmp_path / "mask.png")
+        with pytest.raises(ImageError, match=r"mask .*mask\.png: has transparent pixels, expected"):
+            read_mask(tmp_path / "mask.png", PHOTO)
+        with pytest.raises(ImageError, match="mask given: has transparent pixels, expected"):
+            mask_from_array(picture, PHOTO)
+    picture = Image.new("RGBA", (36, 40), (255, 255, 255, 255))
+    picture.save(tmp_path / "mask.png")
+    assert bool(read_mask(tmp_path / "mask.png", PHOTO).all())
+    assert bool(mask_from_array(picture, PHOTO).all())
+
+
 @pytest.mark.parametrize(
     "mask",
     [
@@ -63,8 +78,9 @@ def test_bad_masks_name_the_photo(tmp_path: Path) -> None:
         np.full((1, 40, 36), 200, np.uint8),
         torch.full((40, 36), 0.5),
         Image.new("L", (36, 40), 255),
+        np.full((40, 36), 0.5, ">f4"),
     ],
-    ids=["bool", "uint8", "float", "pil"],
+    ids=["bool", "uint8", "float", "pil", "big-endian"],
 )
 def test_masks_from_memory(mask: object) -> None:
     assert bool(mask_from_array(mask, PHOTO).all())

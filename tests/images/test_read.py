@@ -300,6 +300,14 @@ def test_bombs_are_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.M
     assert read_image(tmp_path / "a.png", max_pixels=9_000_000).width == 3000
 
 
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "tiff", "bmp", "gif"])
+def test_what_is_too_large_is_named_by_its_size(tmp_path: Path, kind: str) -> None:
+    Image.new("L", (90, 70)).save(tmp_path / f"a.{kind}")
+    for limit in (1000, 4000):
+        with pytest.raises(ImageError, match="too large: 90 × 70 = 6,300 pixels, the limit is"):
+            measure(tmp_path / f"a.{kind}", max_pixels=limit)
+
+
 def test_pixel_limit_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pixel_limit() == 100_000_000
     monkeypatch.setenv("UDP_FAST_MAX_PIXELS", "many")
@@ -307,6 +315,7 @@ def test_pixel_limit_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         pixel_limit()
     with pytest.raises(ValueError, match="max_pixels: got -1"):
         pixel_limit(-1)
+    assert type(pixel_limit(np.int64(7))) is int
 
 
 @pytest.mark.parametrize("size", [(31, 64), (64, 31), (1, 1)])

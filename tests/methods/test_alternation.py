@@ -280,12 +280,25 @@ def test_nothing_to_do():
 
 
 def test_duplicate_ids(make_items, denoiser):
-    with pytest.raises(ValueError, match="items: expected distinct image_id"):
+    with pytest.raises(ValueError, match="items: got two of one image_id, expected distinct"):
         run(make_items(1, 1), denoiser)
 
 
 def test_unknown_method(make_items):
     with pytest.raises(
-        ValueError, match="method: expected one of eudp, udp, random, none, got 'x'"
+        ValueError, match="method: got 'x', expected one of eudp, udp, random, none"
     ):
         protect(make_items(1), method="x")
+
+
+@torch.inference_mode()
+def test_items_of_inference_mode_are_filled(make_items, denoiser):
+    with torch.inference_mode(False):
+        (usual,) = make_items(1)
+        run([usual], denoiser)
+    (item,) = make_items(1)
+    delta = item.delta
+    assert delta.is_inference()
+    run([item], denoiser)
+    assert item.delta is delta
+    assert torch.equal(delta, usual.delta)

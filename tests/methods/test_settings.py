@@ -1,3 +1,6 @@
+import json
+
+import numpy as np
 import pytest
 
 from udp_fast.methods import Settings
@@ -15,22 +18,32 @@ def test_step_size_follows_the_budget():
     assert Settings(alpha=0.01).step_size == 0.01
 
 
+def test_numpys_numbers_become_pythons():
+    settings = Settings(
+        steps=np.int64(2), seed=np.uint8(7), gamma=np.float32(0.5), alpha=np.int64(0)
+    )
+    assert (settings.steps, settings.seed, settings.gamma, settings.alpha) == (2, 7, 0.5, 0.0)
+    assert json.loads(json.dumps([settings.steps, settings.seed, settings.gamma])) == [2, 7, 0.5]
+
+
 @pytest.mark.parametrize(
     ("overrides", "error", "words"),
     [
-        ({"steps": 0}, ValueError, "steps: expected at least 1, got 0"),
-        ({"steps": 2.5}, TypeError, "steps: expected an integer, got float"),
-        ({"rounds": True}, TypeError, "rounds: expected an integer, got bool"),
+        ({"steps": 0}, ValueError, "steps: got 0, expected at least 1"),
+        ({"steps": 2.5}, TypeError, "steps: got float, expected an integer"),
+        ({"rounds": True}, TypeError, "rounds: got bool, expected an integer"),
         ({"draws": -1}, ValueError, "draws: .*got -1"),
         ({"surrogate_steps": -1}, ValueError, "surrogate_steps: .*got -1"),
         ({"alpha": -0.1}, ValueError, "alpha: .*got -0.1"),
-        ({"alpha": 1.5}, ValueError, r"alpha: expected a step in \[0, 1\] image units.*got 1.5"),
+        ({"alpha": 1.5}, ValueError, r"alpha: got 1.5, expected a step in \[0, 1\] image units"),
         ({"gamma": float("nan")}, ValueError, "gamma: .*got nan"),
         ({"surrogate_lr": float("inf")}, ValueError, "surrogate_lr: .*got inf"),
-        ({"alpha": "big"}, TypeError, "alpha: expected a number, got str"),
-        ({"overlap": 100}, ValueError, "overlap: .*half of tile .*got 100"),
+        ({"alpha": "big"}, TypeError, "alpha: got str, expected a number"),
+        ({"gamma": True}, TypeError, "gamma: got bool, expected a number"),
+        ({"steps": np.True_}, TypeError, "steps: got bool"),
+        ({"overlap": 100}, ValueError, "overlap: got 100, .*half of tile"),
         ({"eps": 8}, ValueError, "eps"),
-        ({"seed": "x"}, TypeError, "seed: expected an integer, got str"),
+        ({"seed": "x"}, TypeError, "seed: got str, expected an integer"),
         ({"colour": 1}, ValueError, "settings: unknown colour; known are alpha"),
     ],
     ids=lambda v: "-".join(v) if isinstance(v, dict) else None,
@@ -41,5 +54,5 @@ def test_errors_name_the_setting(overrides, error, words):
 
 
 def test_unknown_method():
-    with pytest.raises(ValueError, match="method: expected one of"):
+    with pytest.raises(ValueError, match="method: got 'nope', expected one of"):
         Settings.for_method("nope")

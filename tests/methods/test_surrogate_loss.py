@@ -41,9 +41,9 @@ def test_leaves_the_model_as_it_was(make_items, denoiser):
 
 def test_errors(make_items, denoiser):
     image = make_items(1)[0].original
-    with pytest.raises(ValueError, match="image_ids: expected one for each of 1 images, got 2"):
+    with pytest.raises(ValueError, match="image_ids: got 2, expected one for each of 1 images"):
         surrogate_loss([image], denoiser, seed=0, image_ids=[1, 2])
-    with pytest.raises(ValueError, match=r"image: expected uint8.*float32"):
+    with pytest.raises(ValueError, match=r"image: got torch.float32 .*expected uint8"):
         surrogate_loss([image.float()], denoiser, seed=0, image_ids=[1])
     with pytest.raises(ValueError, match=r"draws: .*got 0"):
         surrogate_loss([image], denoiser, seed=0, image_ids=[1], draws=0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 
 from udp_fast import Budget
@@ -19,6 +22,9 @@ from udp_fast import Budget
         (0, 0.0, 0),
         (1.0, 1.0, 255),
         (Budget.linf("4/255"), 4 / 255, 4),
+        (np.float32(8 / 255), np.float32(8 / 255), 8),
+        (np.int64(1), 1.0, 255),
+        (Fraction(8, 255), 8 / 255, 8),
     ],
     ids=str,
 )
@@ -36,14 +42,29 @@ def test_whole_levels_survive_their_own_arithmetic():
 
 
 @pytest.mark.parametrize(
-    "bad", ["8", "-1/255", "nan", "eight", "1/0", 8, -0.1, float("nan"), "inf"]
+    "bad", ["8", "-1/255", "nan", "eight", "1/0", "1e999", 8, -0.1, float("nan"), "inf"]
 )
 def test_refuses_what_is_ambiguous_or_wrong(bad):
     with pytest.raises(ValueError, match="eps: got"):
         Budget.linf(bad)
 
 
-@pytest.mark.parametrize("bad", [None, True, [8 / 255]], ids=str)
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ("8", r"got '8', expected a finite fraction of the range in \[0, 1\] \(8/255, not 8\)$"),
+        (8, r"\(8/255, not 8\)$"),
+        ("-1/255", r"got '-1/255', .* \(a budget has no sign\)$"),
+        (-0.1, r"got -0.1, .* \(a budget has no sign\)$"),
+        (float("nan"), r"in \[0, 1\]$"),
+    ],
+)
+def test_the_hint_suits_what_came(bad, words):
+    with pytest.raises(ValueError, match=words):
+        Budget.linf(bad)
+
+
+@pytest.mark.parametrize("bad", [None, True, np.True_, [8 / 255]], ids=str)
 def test_refuses_other_types(bad):
     with pytest.raises(TypeError, match="eps: got"):
         Budget.linf(bad)

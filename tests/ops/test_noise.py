@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from cases import F32, F64
 from scipy import stats
 
 from udp_fast.backends.reference import philox
-from udp_fast.ops import Stream, image_id, noise_key, q_sample
+from udp_fast.ops import Stream, denoising_loss, image_id, noise_key, q_sample
 
 # Random123's known-answer file, philox4x32 with 10 rounds: counter, key, result.
 KNOWN_ANSWERS = [
@@ -135,5 +136,51 @@ def test_ids_are_taken_signed_or_unsigned():
 def test_bad_counters_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         noise_key(0, [1, 2], **options)
-    with pytest.raises(TypeError, match="expected integers"):
-        noise_key(0, ["a.png"])
+
+
+@pytest.mark.parametrize(
+    ("seed", "ids", "message"),
+    [
+        (0, ["a.png"], "image_ids: got 'a.png' among them, expected integers"),
+        (0, [True], "image_ids: got True among them, expected integers"),
+        (0, torch.ones(2), "image_ids: got 1.0 among them, expected integers"),
+        (0, 2, "image_ids: got 2, expected integers, one an image"),
+        (0, np.int64(2), "image_ids: got .*2.*, expected integers, one an image"),
+        (0, "12", "image_ids: got '12', expected integers, one an image"),
+        (0.5, [1], "seed: got 0.5, expected an integer"),
+        (True, [1], "seed: got True, expected an integer"),
+    ],
+)
+def test_bad_ids_and_seeds_are_named(seed, ids, message):
+    with pytest.raises(TypeError, match=f"noise_key: {message}"):
+        noise_key(seed, ids)
+
+
+def test_noise_is_asked_for_by_what_came():
+    x, t, table = torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64), torch.ones(3)
+    both = {"noise": x, "key": noise_key(0, [1, 2])}
+    with pytest.raises(
+        ValueError, match="q_sample: got neither, expected exactly one of noise and"
+    ):
+        q_sample(x, t, table)
+    with pytest.raises(
+        ValueError, match="q_sample: got both, expected exactly one of noise and key"
+    ):
+        q_sample(x, t, table, **both)
+    with pytest.raises(ValueError, match="q_sample: got neither, expected exactly one of alphas_"):
+        q_sample(x, t, key=both["key"])
+    with pytest.raises(
+        ValueError, match="denoising_loss: got neither target nor noise nor key, exp"
+    ):
+        denoising_loss(x)
+    with pytest.raises(ValueError, match="denoising_loss: got both, expected exactly one of noise"):
+        denoising_loss(x, **both)
+
+
+def test_numpys_integers_are_integers():
+    expected = noise_key(3, [0, 1], draw=torch.tensor([4, 5]), step=6)
+    assert torch.equal(
+        noise_key(np.int64(3), np.arange(2), draw=np.array([4, 5]), step=np.uint8(6)), expected
+    )
+    assert torch.equal(noise_key(3, [np.int32(0), np.int64(1)], draw=[4, 5], step=6), expected)
+    assert torch.equal(noise_key(0, np.array([2**64 - 1], np.uint64)), noise_key(0, [-1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from cases import BF16, F16, F32, F64, FLOATS, LAYOUTS, floats, images, same_bits, shapes, ulp
@@ -282,6 +283,19 @@ def test_a_mask_that_requires_grad_makes_no_graph(backend_name):
 BAD = {
     "eps is NaN": ({"eps": math.nan}, ValueError, "eps: got nan"),
     "eps is negative": ({"eps": -0.1}, ValueError, "eps: got -0.1"),
+    "eps in levels": (
+        {"eps": 8},
+        ValueError,
+        r"eps: got 8, expected at most 1, the width of range \(0, 1\): 8/255 is eight levels",
+    ),
+    "eps in levels of a wider range": (
+        {"eps": np.float32(8), "range": (-1, 1)},
+        ValueError,
+        r"eps: got 8.0, expected at most 2, the width of range \(-1, 1\): 16/255 is eight",
+    ),
+    "alpha is no bool": ({"alpha": True}, TypeError, "alpha: got bool"),
+    "eps is numpy's bool": ({"eps": np.True_}, TypeError, "eps: got bool"),
+    "alpha is infinite": ({"alpha": math.inf}, ValueError, "alpha: got inf"),
     "alpha is no float32": ({"alpha": 1e39}, ValueError, r"alpha: got 1e\+39"),
     "alpha is negative": ({"alpha": -1.0}, ValueError, "alpha: got -1.0"),
     "alpha tensor has a NaN": (
@@ -331,6 +345,33 @@ def test_bad_arguments_are_named(case):
     }
     with pytest.raises(error, match=f"pgd_step_: {message}"):
         pgd_step_(**arguments)
+
+
+def test_a_number_that_bounds_nothing_is_refused_by_the_list_too():
+    image = torch.full((3, 4), 0.5)
+    with pytest.raises(ValueError, match="pgd_step_multi_: eps: got 8, expected at most 1"):
+        pgd_step_multi_([torch.zeros(3, 4)], [image], [image], alpha=0.1, eps=8)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_infinite_budget_is_none(norm, backend_name):
+    x = floats((2, 3, 8, 8), 1).clamp(0, 1)
+    grad = floats((2, 3, 8, 8), 2)
+    free, bounded = torch.zeros_like(x), torch.zeros_like(x)
+    pgd_step_(free, grad, x, alpha=0.5, eps=math.inf, norm=norm)
+    wide = torch.full((2,), 1e9)  # a tensor is believed
+    pgd_step_(bounded, grad, x, alpha=0.5, eps=wide, norm=norm)
+    assert same_bits(free, bounded)
+    pgd_step_(free, grad, x, alpha=2.0, eps=1e3, norm="l2")  # a length, and not of one value
+
+
+def test_numpys_numbers_are_numbers(backend_name):
+    x, grad = torch.full((2, 4), 0.5), floats((2, 4), 3)
+    ours, numpys = torch.zeros_like(x), torch.zeros_like(x)
+    pgd_step_(ours, grad, x, alpha=float(np.float32(0.01)), eps=float(np.float32(0.03)))
+    pgd_step_(numpys, grad, x, alpha=np.float32(0.01), eps=np.float32(0.03))
+    assert same_bits(ours, numpys)
+    pgd_step_(numpys, grad, x, alpha=np.int64(1), eps=np.float64(0.03))
 
 
 def test_a_leaf_that_requires_grad_is_refused():

@@ -11,7 +11,7 @@ api.py       udp_fast.protect
 """
 
 from .options import Options
-from .plan import PlanError, Task, plan_files
+from .plan import PlanError, Task, plan_files, unused_masks
 from .results import ImageResult, RunProgress, RunResult, Status
 from .run import run
 
@@ -25,4 +25,5 @@ __all__ = [
     "Task",
     "plan_files",
     "run",
+    "unused_masks",
 ]

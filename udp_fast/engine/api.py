@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ..diffusion import Denoiser, load_denoiser
 from ..images import FORMATS, ImageError, Photo
+from ..methods.modes import own_modes
 from ..ops import Budget
 from .memory import InMemory, accept
 from .options import DEFAULT_GROUP_PIXELS, DEFAULT_SEED, Options
-from .plan import PlanError, Task, plan_files
+from .plan import PlanError, Task, check_out, plan_files, unused_masks
 from .results import ProgressCallback, RunResult, Status
 from .run import run
 
@@ -25,8 +26,8 @@ from .run import run
 class Protected(NamedTuple):
     """What `protect` returns.
 
-    images  in the shape of the input: one for one, a list for a list; files give the paths that
-            were written (None where a file failed), a folder a list of paths
+    images  in the shape of the input: one for one, a list for a list; files give the paths of
+            their outputs (None where a file failed), a folder a list of paths
     result  the table (`print(result)`) and each image's figures
     """
 
@@ -34,6 +35,7 @@ class Protected(NamedTuple):
     result: RunResult
 
 
+@own_modes()
 def protect(
     images: Any,
     *,
@@ -48,6 +50,7 @@ def protect(
     mask: Any = None,
     format: str = "png",
     overwrite: bool = False,
+    skip_existing: bool = False,
     recursive: bool = False,
     evaluate: bool = True,
     max_pixels: int | None = None,
@@ -68,12 +71,15 @@ def protect(
         eps: budget: "8/255", "8 levels", a fraction in [0, 1], a Budget.
         steps, rounds: of the method; None for its defaults.
         model: None for the surrogate in the package; a folder or hub id; or a Denoiser.
-        seed: every random draw follows from it and the image's pixels.
+        seed: every random draw follows from it and the image's pixels. Equal results need the same
+            set of images as well, which adapt one surrogate together.
         device: "auto" (the CPU: no GPU has run the GPU kernels yet), "cpu", "cuda", …
         mask: where an image may change. A folder of greyscale PNGs (files only), or one mask [H, W]
             (PIL, numpy, torch; >= half protects) for all, or a list of masks and None, one for each
             input.
         format, overwrite, recursive: of and for files, as in the command.
+        skip_existing: files whose output is in `out` already, from whatever run, are left out; its
+            path is returned. Not together with `overwrite`.
         evaluate: measure the surrogate's losses (takes about a tenth of the time).
         max_pixels: largest file decoded.
         group_pixels: images are protected in groups of at most so many pixels; each group adapts
@@ -81,8 +87,14 @@ def protect(
         on_progress: called with a `RunProgress`; may raise KeyboardInterrupt to stop.
         settings: further fields of `udp_fast.methods.Settings`, e.g. draws=4.
 
+    What the caller's torch.no_grad(), torch.inference_mode() or autocast would change does not
+    change: gradients are computed, in float32, and equal calls give equal bytes.
+
     Raises:
         TypeError, ValueError: an argument makes no sense; it names the argument.
+        FileNotFoundError, ImportError: `model` names a folder that is not there, or needs a package
+            that is not.
+        OSError: the output folder cannot be made or written to.
         ImageError: an image from memory cannot be protected. Files do not raise: see `result`.
         KeyboardInterrupt: after Ctrl-C, once whole files and the manifest are on the disk.
     """
@@ -102,6 +114,7 @@ def protect(
         device=device,
         format=format,
         overwrite=overwrite,
+        skip_existing=skip_existing,
         evaluate=evaluate,
         max_pixels=max_pixels,
         group_pixels=group_pixels,
@@ -112,7 +125,10 @@ def protect(
     if not inputs:
         raise ValueError("images: got an empty list, expected at least one image")
     folder = None if out is None else Path(out)
-    tasks, memory = _plan(inputs, folder, options, mask, recursive, single)
+    mask_folder = Path(mask) if isinstance(mask, (str, os.PathLike)) else None
+    tasks, memory = _plan(
+        inputs, folder, options, None if mask_folder else mask, mask_folder, recursive, single
+    )
 
     if denoiser is None and options.needs_denoiser:
         denoiser = load_denoiser(options.model)
@@ -130,6 +146,7 @@ def protect(
         options,
         denoiser,
         manifest_folder=folder,
+        notes=unused_masks(mask_folder, tasks, recursive=recursive),
         on_progress=on_progress,
         on_protected=keep,
     )
@@ -151,6 +168,7 @@ def _plan(
     out: Path | None,
     options: Options,
     mask: Any,
+    mask_folder: Path | None,
     recursive: bool,
     single: bool,
 ) -> tuple[list[Task], dict[int, InMemory]]:
@@ -158,10 +176,11 @@ def _plan(
     files = {i: Path(v) for i, v in enumerate(inputs) if isinstance(v, (str, os.PathLike))}
     if files and out is None:
         raise ValueError(f"out: got None, expected a folder to write {files[min(files)]} to")
-    mask_folder = Path(mask) if isinstance(mask, (str, os.PathLike)) else None
     if mask_folder is not None and len(files) < len(inputs):
         raise ValueError(f"mask: got the folder {mask_folder}, expected masks for images in memory")
-    mask_of = _mask_chooser(None if mask_folder is not None else mask, len(inputs), single)
+    if out is not None:
+        check_out(out)
+    mask_of = _mask_chooser(mask, len(inputs), single)
 
     tasks: list[Task] = []
     if files:
@@ -241,10 +260,11 @@ def _output(
 ) -> Any:
     mine = [i for i, task in enumerate(tasks) if task.argument == argument]
     if argument not in memory:
+        rows = [result.images[i] for i in mine]
         paths = [
-            Path(output) if (output := result.images[i].output) is not None else None
-            for i in mine
-            if result.images[i].status is not Status.SKIPPED
+            None if row.output is None else Path(row.output)
+            for row in rows
+            if row.status is not Status.SKIPPED or row.output is not None
         ]
         return paths if Path(value).is_dir() else (paths[0] if paths else None)
     for i in mine:

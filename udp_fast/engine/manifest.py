@@ -71,6 +71,7 @@ class Manifest:
                 name: sum(image.status.value == name for image in result.images)
                 for name in ("protected", "failed", "skipped", "interrupted")
             },
+            "notes": result.notes,
             "images": [_row(dataclasses.asdict(image), base) for image in result.images],
         }
         text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -90,6 +91,7 @@ def describe_options(options: Options) -> dict[str, Any]:
         "levels": options.eps.levels,
         "format": options.format,
         "overwrite": options.overwrite,
+        "skip_existing": options.skip_existing,
         "evaluate": options.evaluate,
         "group_pixels": options.group_pixels,
     }
@@ -122,8 +124,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def backends_in_use(device: torch.device) -> dict[str, str | None]:
-    """Which backend serves each op on `device`, asked with a photograph's dtypes and layout."""
+def backends_in_use(device: torch.device) -> dict[str, str]:
+    """Which backend serves each op on `device`, asked with a photograph's dtypes and layout.
+
+    Raises ValueError, in words, where a variable of the environment names a backend or an instruction
+    set that there is not, or pins what cannot serve an op: each image of a run would fail of it.
+    """
+    from ..backends.registry import backend
     from ..explain import explain
     from ..ops import noise_key
 
@@ -139,7 +146,16 @@ def backends_in_use(device: torch.device) -> dict[str, str | None]:
         "denoising_loss": explain("denoising_loss", image, key=key),
         "quantize": explain("quantize", delta, pixels, eps=0.0),
     }
-    return {op: answer.chosen for op, answer in asked.items()}
+    chosen = {}
+    for op, answer in asked.items():
+        if answer.chosen is None:
+            reasons = [
+                f"{c.backend}: {'; '.join(c.reasons)}" for c in answer.candidates if c.reasons
+            ]
+            raise ValueError("\n  ".join([answer.error or f"{op}: no backend serves it", *reasons]))
+        backend(answer.chosen).variant()  # looks up the instruction set
+        chosen[op] = answer.chosen
+    return chosen
 
 
 def _row(image: dict[str, Any], base: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def accept(value: Any, name: str) -> InMemory:
     (grey), 3 (RGB) or 4 (RGB and alpha). dtype uint8, or floating point in [0, 1].
 
     Raises:
-        TypeError: another kind of object, or another dtype.
+        TypeError: another kind of object, another dtype, or a tensor without dense data.
         ValueError: another shape, or values outside [0, 1], NaN included.
         ImageError: an image that cannot be protected (too small, 16-bit, …).
     """
@@ -54,10 +54,10 @@ def accept(value: Any, name: str) -> InMemory:
 
 
 def _array(value: np.ndarray, name: str) -> InMemory:
-    if value.dtype != np.uint8 and not np.issubdtype(value.dtype, np.floating):
+    if value.dtype != np.uint8 and (value.dtype.kind != "f" or value.dtype.itemsize > 8):
         raise TypeError(
             f"images: got a numpy array of {value.dtype} ({name}), expected uint8, or floats in"
-            " [0, 1]"
+            " [0, 1] of at most 64 bits"
         )
     planes = value[..., None] if value.ndim == 2 else value
     if planes.ndim not in (3, 4) or planes.shape[-1] not in (1, 3, 4):
@@ -66,12 +66,14 @@ def _array(value: np.ndarray, name: str) -> InMemory:
             " [H, W, C] or [B, H, W, C] with C = 1, 3 or 4"
         )
     # A copy: torch warns about read-only memory, and the caller's array must not change under us.
-    tensor = torch.from_numpy(np.array(planes, order="C")).movedim(-1, -3)
+    # In the machine's byte order: torch knows no other.
+    copy = np.array(planes, planes.dtype.newbyteorder("="), order="C")
+    tensor = torch.from_numpy(copy).movedim(-1, -3)
     inner = _tensor(tensor, name)
 
     def rebuild(colours: Sequence[Tensor]) -> np.ndarray:
         out: np.ndarray = inner.rebuild(colours).movedim(-3, -1).contiguous().numpy()
-        return out.reshape(value.shape)
+        return out.reshape(value.shape).astype(value.dtype, copy=False)
 
     return InMemory(inner.photos, rebuild)
 
@@ -81,6 +83,11 @@ def _tensor(value: Tensor, name: str) -> InMemory:
         raise TypeError(
             f"images: got a tensor of {value.dtype} ({name}), expected uint8, or floats in [0, 1]"
         )
+    if value.layout != torch.strided or value.is_meta:
+        what = (
+            f"of layout {value.layout}" if value.layout != torch.strided else "without data (meta)"
+        )
+        raise TypeError(f"images: got a tensor {what} ({name}), expected a dense one with data")
     planes = value.detach().cpu()
     planes = planes[None] if planes.ndim == 2 else planes
     batch = planes[None] if planes.ndim == 3 else planes

@@ -10,6 +10,7 @@ import torch
 from ..images import FORMATS, pixel_limit
 from ..methods import METHODS, Settings
 from ..ops import Budget
+from ..ops.validation import is_integer
 
 # Photographs are protected in groups that fit in memory: a group of 16 megapixels takes some
 # 300 MB of images and perturbations beside the model's own needs.
@@ -29,6 +30,7 @@ class Options:
     device        "auto" (the CPU), "cpu", "cuda", "cuda:1", …
     format        of the written files: png, webp (lossless) or jpeg
     overwrite     replace existing files (never an input)
+    skip_existing files whose output is there already are left out, and nothing is wrong with that
     evaluate      measure the surrogate's loss on original, random noise and protected
     max_pixels    largest image decoded; None for UDP_FAST_MAX_PIXELS or 100 megapixels
     group_pixels  images protected together hold at most this many pixels (or are a single image)
@@ -46,6 +48,7 @@ class Options:
     device: str = "auto"
     format: str = "png"
     overwrite: bool = False
+    skip_existing: bool = False
     evaluate: bool = True
     max_pixels: int | None = None
     group_pixels: int = DEFAULT_GROUP_PIXELS
@@ -53,16 +56,24 @@ class Options:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", Budget.linf(self.eps))
+        if self.eps.levels == 0 and self.method != "none":
+            raise ValueError(
+                f"eps: got {self.eps}, which is less than one of 255 levels and would change nothing,"
+                " expected at least 1/255"
+            )
+        if self.overwrite and self.skip_existing:
+            raise ValueError("overwrite, skip_existing: got both, expected one of them at most")
         if self.format not in FORMATS:
             raise ValueError(f"format: got {self.format!r}, expected one of {', '.join(FORMATS)}")
-        if isinstance(self.group_pixels, bool) or not isinstance(self.group_pixels, int):
+        if not is_integer(self.group_pixels):
             raise TypeError(
                 f"group_pixels: got {type(self.group_pixels).__name__}, expected an integer"
             )
         if self.group_pixels < 1:
             raise ValueError(f"group_pixels: got {self.group_pixels}, expected at least 1")
+        object.__setattr__(self, "group_pixels", int(self.group_pixels))
         pixel_limit(self.max_pixels)
-        self.settings()
+        object.__setattr__(self, "seed", self.settings().seed)
         self.torch_device()
 
     @property

@@ -9,8 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..images import FORMATS, ImageError, Photo, find_mask, looks_like_image, measure
+from ..images import (
+    FORMATS,
+    MASK_SUFFIXES,
+    ImageError,
+    Photo,
+    find_mask,
+    looks_like_image,
+    measure,
+)
 from .options import Options
+
+# Of many unused masks the first ones say enough: one photograph may be picked from a large set.
+_NAMED = 12
 
 
 class PlanError(ValueError):
@@ -26,7 +37,8 @@ class Task:
     target    the file to write, or None to keep the result in memory
     photo     the image, if it is in memory already
     mask      a mask file, a mask from memory, or None for the whole image
-    refusal   why it is not done, where that is known beforehand; `skipped` if nobody will miss it
+    refusal   why it is not done, where that is known beforehand; `skipped` if nobody will miss it:
+              with a target, since that is there already
     """
 
     argument: int
@@ -73,10 +85,10 @@ def plan_files(
             mask folder is one of the input folders; two images would be written to one name; there
             is no mask folder, or no mask in it fits any image.
     """
-    if out.exists() and not out.is_dir():
-        raise PlanError(f"output folder {out}: is a file")
+    check_out(out)
     if mask is not None and not mask.is_dir():
-        raise PlanError(f"mask folder {mask}: no such folder")
+        found_instead = "is a file, expected a folder" if mask.exists() else "no such folder"
+        raise PlanError(f"mask folder {mask}: {found_instead}")
     for given in map(Path, inputs):
         # A file given by name may go beside itself: a second run names that file and no other.
         if not given.is_dir():
@@ -92,7 +104,7 @@ def plan_files(
                 " photographs: keep them in a folder of their own"
             )
     apart = [folder.resolve() for folder in (out, mask) if folder is not None]
-    found = list(_expand([Path(p) for p in inputs], recursive, apart))
+    found = _expand([Path(p) for p in inputs], recursive, apart)
     if all(file.skipped for file in found):
         names = ", ".join(str(p) for p in inputs)
         hint = "" if recursive else " (--recursive looks into subfolders)"
@@ -115,29 +127,56 @@ def plan_files(
     return tasks
 
 
-def _expand(inputs: Sequence[Path], recursive: bool, apart: list[Path]) -> Iterator[_Found]:
-    seen: set[Path] = set()
+def check_out(out: Path) -> None:
+    """Raise PlanError if a file stands where the output folder should be."""
+    if out.exists() and not out.is_dir():
+        raise PlanError(f"output folder {out}: is a file, expected a folder")
+
+
+def _expand(inputs: Sequence[Path], recursive: bool, apart: list[Path]) -> list[_Found]:
+    """All files in order; of several names of one file, all but one are skipped."""
+    found: list[_Found] = []
+    names: dict[Path, list[int]] = defaultdict(list)
     for argument, given in enumerate(inputs):
         if given.is_dir():
             files = _walk(given, recursive, apart)
         else:
             files = iter([(given, Path())])
         for path, folder in files:
-            explicit = path is given
-            try:
-                real = path.resolve()
-            except (OSError, RuntimeError):  # a link to itself; the reader says so
-                real = path.absolute()
-            if real in seen:
-                yield _Found(argument, path, folder, "given twice", skipped=True)
-                continue
-            seen.add(real)
+            file = _Found(argument, path, folder)
             if path.is_dir():
-                yield _Found(argument, path, folder, "the folder cannot be read")
-            elif explicit or looks_like_image(path):
-                yield _Found(argument, path, folder)
-            else:
-                yield _Found(argument, path, folder, "not an image", skipped=True)
+                file = replace(file, refusal="the folder cannot be read")
+            elif path is not given and not looks_like_image(path):
+                file = replace(file, refusal="not an image", skipped=True)
+            names[_real(path)].append(len(found))
+            found.append(file)
+    for real, places in names.items():
+        # The name under which the file lies wins over links to it, whatever their order: results
+        # and rows are named after it.
+        best = min(
+            places,
+            key=lambda i: (
+                found[i].skipped,
+                _spelt(found[i].path) != real,
+                found[i].path.is_symlink(),
+            ),
+        )
+        for place in places:
+            if place != best:
+                found[place] = replace(found[place], refusal="given twice", skipped=True)
+    return found
+
+
+def _real(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # a link to itself; the reader says so
+        return path.absolute()
+
+
+def _spelt(path: Path) -> Path:
+    """The path as it is written, from the root and without `..`, no link followed."""
+    return Path(os.path.abspath(path))
 
 
 def _walk(top: Path, recursive: bool, apart: list[Path]) -> Iterator[tuple[Path, Path]]:
@@ -225,11 +264,45 @@ def _task(
             return replace(
                 task, refusal=f"{target} is itself an input: choose another output folder"
             )
+        if options.skip_existing and target.is_file():
+            return replace(task, refusal=f"{target} exists already", skipped=True)
         if not options.overwrite:
-            return replace(task, refusal=f"{target} exists already (--overwrite replaces it)")
+            return replace(
+                task,
+                refusal=f"{target} exists already (--overwrite replaces it,"
+                " --skip-existing leaves it out)",
+            )
         if target.is_dir() and not target.is_symlink():
             return replace(task, refusal=f"{target} is a folder")
     return task
+
+
+def unused_masks(mask: Path | None, tasks: Sequence[Task], *, recursive: bool = False) -> list[str]:
+    """Lines for the end of the table: which files of the mask folder are no photograph's mask.
+
+    A misspelt mask would otherwise be missed only by who looks for the row that lacks it.
+    """
+    if mask is None:
+        return []
+    # Photographs and results may lie there too, where they are given one by one.
+    known = {_real(p) for task in tasks for p in (task.source, task.target, task.mask) if p}
+    stems = {task.source.stem for task in tasks}
+    names = []
+    for path, _ in _walk(mask, recursive, []):
+        if not path.is_file() or _real(path) in known:
+            continue
+        name = str(path.relative_to(mask))
+        if path.suffix not in MASK_SUFFIXES and path.stem in stems:
+            name += " (a mask is a .png)"
+        names.append(name)
+    if not names:
+        return []
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return [
+        f"mask folder {mask}: not used, since no photograph is named so: "
+        + ", ".join(names[:_NAMED])
+        + more
+    ]
 
 
 def _mask_of(file: _Found, folder: Path) -> Path | None:

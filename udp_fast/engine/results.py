@@ -11,7 +11,8 @@ from pathlib import Path
 
 class Status(str, Enum):
     """PROTECTED: written (or returned) and measured. FAILED: could not be, `reason` says why.
-    SKIPPED: not asked for (no image, or given twice). INTERRUPTED: the run ended before it."""
+    SKIPPED: not asked for (no image, given twice, or with `skip_existing` done already: `output` is
+    there). INTERRUPTED: the run ended before it."""
 
     PROTECTED = "protected"
     FAILED = "failed"
@@ -69,14 +70,16 @@ ResultCallback = Callable[[ImageResult], None]
 
 @dataclass
 class RunResult:
-    """A finished or interrupted run; `images` in the order they were given. `problem` says what
-    went wrong that is no single image's fault: the manifest could not be brought up to date."""
+    """A finished or interrupted run; `images` in the order they were given. `notes` are what there
+    is to say beside the rows. `problem` says what went wrong that is no single image's fault: the
+    manifest could not be brought up to date."""
 
     images: list[ImageResult]
     interrupted: bool = False
     seconds: float = 0.0
     manifest: Path | None = None
     problem: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def of(self, status: Status) -> list[ImageResult]:
         return [image for image in self.images if image.status is status]
@@ -97,16 +100,17 @@ class RunResult:
         return 1 if self.failed or self.problem else 0
 
     def __str__(self) -> str:
-        """The table as plain text."""
+        """The table as plain text, a line for each image, and the notes beneath."""
         table = [list(COLUMNS), *table_rows(self.images)]
         widths = [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]
-        return "\n".join(
+        rows = [
             "  ".join(
                 cell.ljust(width) if i in (0, len(COLUMNS) - 1) else cell.rjust(width)
                 for i, (cell, width) in enumerate(zip(row, widths, strict=True))
             ).rstrip()
             for row in table
-        )
+        ]
+        return "\n".join([*rows, *map(_one_line, self.notes)])
 
 
 COLUMNS = (
@@ -128,7 +132,7 @@ def table_rows(images: Sequence[ImageResult]) -> list[list[str]]:
     times = Counter(names)
     return [
         [
-            name if times[name] == 1 else image.source,
+            _one_line(name if times[name] == 1 else image.source),
             f"{image.width}×{image.height}" if image.width else "",
             number(image.psnr, ".1f"),
             number(image.ssim, ".4f"),
@@ -136,10 +140,17 @@ def table_rows(images: Sequence[ImageResult]) -> list[list[str]]:
             number(image.loss_original, ".5f"),
             number(image.loss_random, ".5f"),
             number(image.loss_protected, ".5f"),
-            describe(image),
+            _one_line(describe(image)),
         ]
         for name, image in zip(names, images, strict=True)
     ]
+
+
+def _one_line(text: str) -> str:
+    """`text` with its line breaks escaped: a file's name may hold any, and a row is one line."""
+    return "".join(
+        c if len(f"{c}.".splitlines()) == 1 else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def number(value: float | None, spec: str) -> str:

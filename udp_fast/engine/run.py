@@ -35,8 +35,9 @@ from ..images import (
     write_image,
 )
 from ..methods import ImageItem
+from ..methods.modes import own_modes
 from ..ops import quantize
-from .manifest import Manifest
+from .manifest import Manifest, backends_in_use
 from .options import Options
 from .plan import Task
 from .results import (
@@ -67,6 +68,7 @@ class _Work:
     item: ImageItem
 
 
+@own_modes()
 def run(
     tasks: Sequence[Task],
     options: Options,
@@ -74,6 +76,7 @@ def run(
     *,
     manifest_folder: Path | None = None,
     command: list[str] | None = None,
+    notes: Sequence[str] = (),
     on_progress: ProgressCallback | None = None,
     on_result: ResultCallback | None = None,
     on_protected: ProtectedCallback | None = None,
@@ -86,6 +89,7 @@ def run(
             `options.needs_denoiser` is false.
         manifest_folder: where the manifest goes; None for none.
         command: the command line, for the manifest.
+        notes: what there is to say beside the rows, for the table and the manifest.
         on_progress: called often; may raise KeyboardInterrupt to stop.
         on_result: called once an image's row is complete.
         on_protected: called with what was written.
@@ -93,12 +97,15 @@ def run(
     Returns the table. After KeyboardInterrupt, from the keyboard or a callback, the result is
     marked interrupted, its files are whole, and the manifest describes exactly those.
 
-    Raises OSError, before any work, if the output folder cannot be made or written to.
+    Raises OSError, before any work, if the output folder cannot be made or written to, and ValueError
+    where the environment leaves the ops no backend.
     """
     if manifest_folder is not None:
+        backends_in_use(options.torch_device())
         manifest_folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     state = _Run(tasks, options, denoiser, on_progress, on_result, on_protected)
+    state.result.notes = list(notes)
     manifest = None
     if manifest_folder is not None:
         manifest = Manifest(
@@ -169,6 +176,8 @@ class _Run:
         for index, task in enumerate(self.tasks):
             if task.refusal:
                 status = Status.SKIPPED if task.skipped else Status.FAILED
+                if task.skipped and task.target is not None:
+                    self.result.images[index].output = str(task.target)
                 self._close(index, status, task.refusal)
 
     def close_interrupted(self) -> None:

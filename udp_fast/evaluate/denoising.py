@@ -35,9 +35,9 @@ def tile_losses(
         (t int64, loss float32), each [draws, tiles].
     """
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"image: expected uint8 [3, H, W], got {image.dtype} {tuple(image.shape)}")
+        raise ValueError(f"image: got {image.dtype} {tuple(image.shape)}, expected uint8 [3, H, W]")
     if draws < 1:
-        raise ValueError(f"draws: expected at least 1, got {draws}")
+        raise ValueError(f"draws: got {draws}, expected at least 1")
     grid = TileGrid.fit(
         image.shape[1],
         image.shape[2],
@@ -85,7 +85,7 @@ def surrogate_loss(
     """
     if len(images) != len(image_ids):
         raise ValueError(
-            f"image_ids: expected one for each of {len(images)} images, got {len(image_ids)}"
+            f"image_ids: got {len(image_ids)}, expected one for each of {len(images)} images"
         )
     means = [
         tile_losses(image, denoiser, seed=seed, image_id=identity, draws=draws, tile=tile)[1]

@@ -13,7 +13,7 @@ picture.py  before / after / amplified difference, side by side
 from .atomic import publish, publish_bytes
 from .errors import ImageError, explain_os_error
 from .interrupt import interrupts_held_back
-from .mask import find_mask, mask_from_array, read_mask
+from .mask import MASK_SUFFIXES, find_mask, mask_from_array, read_mask
 from .photo import Photo, colour_id
 from .picture import PictureRow, compose_picture
 from .read import (
@@ -33,6 +33,7 @@ __all__ = [
     "FORMATS",
     "IMAGE_SUFFIXES",
     "LOSSLESS",
+    "MASK_SUFFIXES",
     "MIN_SIDE",
     "ImageError",
     "Photo",

@@ -17,6 +17,10 @@ from .read import read_image
 MASK_SUFFIXES = (".png", ".PNG")
 # A mask is a decision, not an amount: a half-grey brush edge falls to one side.
 THRESHOLD = 128
+# Editors leave black or white behind what cannot be seen: neither that nor the alpha is a decision.
+_TRANSPARENT = (
+    "has transparent pixels, expected black and white without transparency (flatten it first)"
+)
 
 
 def find_mask(folder: Path, photo: Path) -> Path | None:
@@ -31,7 +35,8 @@ def find_mask(folder: Path, photo: Path) -> Path | None:
 def read_mask(path: Path, photo: Photo, *, max_pixels: int | None = None) -> Tensor:
     """The mask file `path` as a bool tensor [1, H, W]: true where `photo` may change.
 
-    Raises ImageError, naming the photo, if the mask cannot be read, has another size, or is black.
+    Raises ImageError, naming the photo, if the mask cannot be read, has another size, is coloured,
+    has transparent pixels, or is black.
     """
     try:
         found = read_image(path, max_pixels=max_pixels)
@@ -39,6 +44,8 @@ def read_mask(path: Path, photo: Photo, *, max_pixels: int | None = None) -> Ten
         raise ImageError(photo.path, f"mask {path}: {error.reason}") from error
     if not found.grey and not _is_grey(found.colour):
         raise ImageError(photo.path, f"mask {path}: is coloured, expected a greyscale image")
+    if found.alpha is not None and not bool((found.alpha == 255).all()):
+        raise ImageError(photo.path, f"mask {path}: {_TRANSPARENT}")
     return _checked(found.colour[:1] >= THRESHOLD, photo, str(path))
 
 
@@ -46,12 +53,24 @@ def mask_from_array(mask: Any, photo: Photo) -> Tensor:
     """A mask given in Python as a bool tensor [1, H, W].
 
     Accepts a PIL image, a numpy array or a tensor [H, W] or [1, H, W]: bool, uint8 (>= 128
-    protects) or float in [0, 1] (>= 0.5 protects). Raises ImageError for another shape or dtype.
+    protects) or float in [0, 1] (>= 0.5 protects). Raises ImageError for another shape or dtype, and
+    for transparent pixels.
     """
     if isinstance(mask, Image.Image):
+        if mask.has_transparency_data and mask.convert("RGBA").getchannel("A").getextrema() != (
+            255,
+            255,
+        ):
+            raise ImageError(photo.path, f"mask given: {_TRANSPARENT}")
         mask = np.array(mask.convert("L"))
     if isinstance(mask, np.ndarray):
-        mask = torch.from_numpy(np.ascontiguousarray(mask))
+        if mask.dtype.kind not in "buif" or mask.dtype.itemsize > 8:
+            raise ImageError(
+                photo.path,
+                f"mask: got a numpy array of {mask.dtype}, expected bool, uint8 or float",
+            )
+        # A copy in the machine's byte order: torch knows no other, and warns about read-only memory.
+        mask = torch.from_numpy(np.array(mask, mask.dtype.newbyteorder("="), order="C"))
     if not isinstance(mask, Tensor):
         raise ImageError(
             photo.path,

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from ..ops.validation import is_integer
 from .errors import ImageError, explain_os_error
 from .photo import Photo, colour_id
 
@@ -94,11 +95,11 @@ def pixel_limit(max_pixels: int | None = None) -> int:
         if not text.isdecimal() or int(text) == 0:
             raise ValueError(f"{MAX_PIXELS_VARIABLE}: got {text!r}, expected a positive integer")
         return int(text)
-    if isinstance(max_pixels, bool) or not isinstance(max_pixels, int):
+    if not is_integer(max_pixels):
         raise TypeError(f"max_pixels: got {max_pixels!r}, expected a positive integer")
     if max_pixels <= 0:
         raise ValueError(f"max_pixels: got {max_pixels}, expected a positive integer")
-    return max_pixels
+    return int(max_pixels)
 
 
 def looks_like_image(path: Path) -> bool:
@@ -226,11 +227,11 @@ def _opened(path: Path, limit: int) -> Iterator[tuple[BinaryIO, Image.Image]]:
         raise ImageError(path, explain_os_error(error)) from None
     with file, _pillow_limit(limit):
         try:
-            image = Image.open(file, formats=_PILLOW_FORMATS)
+            # Pillow's guard knows of a large image only that it is: the size is compared below.
+            with _pillow_limit(None):
+                image = Image.open(file, formats=_PILLOW_FORMATS)
         except UnidentifiedImageError:
             raise ImageError(path, _not_an_image(path)) from None
-        except Image.DecompressionBombError:
-            raise ImageError(path, _too_large(f"more than {2 * limit:,}", limit)) from None
         except OSError as error:
             raise ImageError(path, f"cannot be read ({explain_os_error(error)})") from None
         except Exception as error:
@@ -244,7 +245,7 @@ def _opened(path: Path, limit: int) -> Iterator[tuple[BinaryIO, Image.Image]]:
 
 
 @contextlib.contextmanager
-def _pillow_limit(limit: int) -> Iterator[None]:
+def _pillow_limit(limit: int | None) -> Iterator[None]:
     # Pillow's own bomb guard is one number for the whole process: borrow it, give it back.
     with _pillow_limit_lock, warnings.catch_warnings():
         # What Pillow warns about (odd EXIF, oversize) is either harmless or refused right here.

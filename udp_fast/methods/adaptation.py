@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from udp_fast.diffusion import Denoiser, TileGrid, TimestepSampler, noised_loss
 from udp_fast.methods.ascent import perturbed
 from udp_fast.methods.items import ImageItem
+from udp_fast.methods.modes import ordinary
 from udp_fast.methods.settings import Settings
 
 __all__ = ["adapt", "protected_crops"]
@@ -69,7 +70,7 @@ def adapt(
     module = denoiser.module
     module.train()
     device = items[0].original.device
-    table = denoiser.schedule.alphas_cumprod.to(device)
+    table = ordinary(denoiser.schedule.alphas_cumprod).to(device)
     for step in range(settings.surrogate_steps):
         words = (settings.seed % 2**64, round_index, step, 1)
         rng = np.random.default_rng(words)

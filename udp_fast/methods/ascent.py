@@ -8,6 +8,7 @@ from torch import Tensor
 
 from udp_fast.diffusion import Denoiser, TileGrid, noised_loss
 from udp_fast.methods.items import ImageItem
+from udp_fast.methods.modes import ordinary
 from udp_fast.methods.settings import Settings
 from udp_fast.ops import noise_key, pgd_step_
 
@@ -74,7 +75,7 @@ def image_gradient(
     """
     tiles = grid.cut(image)
     device = image.device
-    table = denoiser.schedule.alphas_cumprod.to(device)
+    table = ordinary(denoiser.schedule.alphas_cumprod).to(device)
     t, weight = t.to(device), weight.to(device)
     gradient = torch.zeros_like(tiles)
     total = 0.0

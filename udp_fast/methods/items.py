@@ -33,20 +33,20 @@ class ImageItem:
         x = self.original
         if x.dtype != torch.uint8 or x.ndim != 3 or x.shape[0] != 3 or x.numel() == 0:
             raise ValueError(
-                f"original: expected uint8 [3, H, W], got {x.dtype} {tuple(x.shape)} "
-                f"(image {self.image_id})"
+                f"original: got {x.dtype} {tuple(x.shape)} (image {self.image_id}), expected uint8"
+                " [3, H, W]"
             )
         if self.mask is not None and tuple(self.mask.shape) != (1, *x.shape[1:]):
             raise ValueError(
-                f"mask: expected shape {(1, *x.shape[1:])}, got {tuple(self.mask.shape)} "
-                f"(image {self.image_id})"
+                f"mask: got shape {tuple(self.mask.shape)} (image {self.image_id}), expected"
+                f" {(1, *x.shape[1:])}"
             )
         if self.delta.ndim == 1 and self.delta.numel() == 0:
             self.delta = torch.zeros(x.shape, dtype=torch.float16, device=x.device)
         if self.delta.shape != x.shape or not self.delta.is_floating_point():
             raise ValueError(
-                f"delta: expected a floating-point tensor {tuple(x.shape)}, "
-                f"got {self.delta.dtype} {tuple(self.delta.shape)} (image {self.image_id})"
+                f"delta: got {self.delta.dtype} {tuple(self.delta.shape)} (image {self.image_id}),"
+                f" expected a floating-point tensor {tuple(x.shape)}"
             )
 
     @property

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from udp_fast.diffusion import Denoiser, load_denoiser
 from udp_fast.methods.eudp import EUDP
 from udp_fast.methods.items import ImageItem, ProgressCallback
+from udp_fast.methods.modes import own_modes, writable_deltas
 from udp_fast.methods.random_noise import RandomNoise
 from udp_fast.methods.settings import Settings
 from udp_fast.methods.udp import UDP
 from udp_fast.methods.unchanged import Unchanged
+from udp_fast.methods.weights import trainable
 
 __all__ = ["METHODS", "check_method", "protect"]
 
@@ -27,9 +30,10 @@ METHODS: dict[str, type[Any]] = {
 def check_method(name: str) -> None:
     """Raise a ValueError that lists the methods if ``name`` is none of them."""
     if name not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {name!r}")
+        raise ValueError(f"method: got {name!r}, expected one of {', '.join(METHODS)}")
 
 
+@own_modes()
 def protect(
     items: Sequence[ImageItem],
     *,
@@ -39,6 +43,8 @@ def protect(
     on_progress: ProgressCallback | None = None,
 ) -> None:
     """Perturb a group of images: fills ``item.delta`` of each in place.
+
+    The caller's grad mode, inference mode and autocast change nothing.
 
     Args:
         items: images that are protected together: the surrogate adapts to all of them.
@@ -53,10 +59,14 @@ def protect(
     """
     check_method(method)
     if len({item.image_id for item in items}) != len(items):
-        raise ValueError("items: expected distinct image_id values, got duplicates")
+        raise ValueError("items: got two of one image_id, expected distinct ones")
     if not items:
         return
     run = METHODS[method]()
     if run.needs_denoiser and denoiser is None:
         denoiser = load_denoiser()
-    run(items, settings or Settings.for_method(method), denoiser, on_progress)
+    with ExitStack() as stack:
+        stack.enter_context(writable_deltas(items))
+        if denoiser is not None:
+            stack.enter_context(trainable(denoiser.module))
+        run(items, settings or Settings.for_method(method), denoiser, on_progress)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from udp_fast.ops import Budget
+from udp_fast.ops.validation import is_integer, is_number
 
 __all__ = ["Settings"]
 
@@ -72,23 +73,27 @@ class Settings:
         }
         for name in (*lowest, "seed"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+            if not is_integer(value):
+                raise TypeError(f"{name}: got {type(value).__name__}, expected an integer")
             if name in lowest and value < lowest[name]:
-                raise ValueError(f"{name}: expected at least {lowest[name]}, got {value}")
+                raise ValueError(f"{name}: got {value}, expected at least {lowest[name]}")
+            object.__setattr__(self, name, int(value))  # numpy's wrap around, and are no JSON
         for name in ("alpha", "surrogate_lr", "gamma"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) and (name, value) != ("alpha", None):
-                raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+            if value is None and name == "alpha":
+                continue
+            if not is_number(value):
+                raise TypeError(f"{name}: got {type(value).__name__}, expected a number")
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name}: got {value}, expected a finite number >= 0")
+            object.__setattr__(self, name, float(value))
         if self.alpha is not None and self.alpha > 1:
             raise ValueError(
-                f"alpha: expected a step in [0, 1] image units, such as 2/255, got {self.alpha}"
+                f"alpha: got {self.alpha}, expected a step in [0, 1] image units, such as 2/255"
             )
         if 2 * self.overlap > self.tile:
             raise ValueError(
-                f"overlap: expected at most half of tile ({self.tile} pixels), got {self.overlap}"
+                f"overlap: got {self.overlap}, expected at most half of tile ({self.tile} pixels)"
             )
 
     @property

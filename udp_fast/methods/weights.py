@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-__all__ = ["frozen", "preserved"]
+__all__ = ["frozen", "preserved", "trainable"]
 
 
 @contextmanager
@@ -34,6 +35,34 @@ def preserved(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
             parameter.grad = gradient
         _restore_modes(module, modes)
+
+
+@contextmanager
+def trainable(module: nn.Module) -> Iterator[None]:
+    """Weights and buffers made under ``torch.inference_mode()``, which can neither be differentiated
+    nor written to outside of it, are copies inside; the module comes back with its own."""
+    copies: dict[int, torch.Tensor] = {}  # a tensor that two layers share stays shared
+    lent: list[tuple[dict[str, Any], str, torch.Tensor]] = []
+    for part in module.modules():
+        for held in cast(tuple[dict[str, Any], ...], (part._parameters, part._buffers)):
+            for name, value in held.items():
+                if value is None or not value.is_inference():
+                    continue
+                if id(value) not in copies:
+                    copies[id(value)] = _copy(value)
+                lent.append((held, name, value))
+    for held, name, value in lent:
+        held[name] = copies[id(value)]
+    try:
+        yield
+    finally:
+        for held, name, value in lent:
+            held[name] = value
+
+
+def _copy(value: torch.Tensor) -> torch.Tensor:
+    copy = value.detach().clone()
+    return nn.Parameter(copy, value.requires_grad) if isinstance(value, nn.Parameter) else copy
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

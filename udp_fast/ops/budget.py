@@ -6,6 +6,8 @@ import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Real
+from typing import Any
 
 from ..backends.reference.quantize import LEVEL_SLACK
 
@@ -21,10 +23,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not isinstance(self.eps, float) or not math.isfinite(self.eps) or not 0 <= self.eps <= 1:
-            raise ValueError(
-                f"eps: got {self.eps!r}, expected a finite fraction of the range in [0, 1]"
-                " (8/255, not 8)"
-            )
+            raise ValueError(f"eps: got {self.eps!r}, {_expected(self.eps)}")
 
     @classmethod
     def linf(cls, value: Budget | str | float) -> Budget:
@@ -36,13 +35,17 @@ class Budget:
         if isinstance(value, Budget):
             return value
         if isinstance(value, str):
-            return cls(_parse(value))
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            parsed = _parse(value)
+            if not 0 <= parsed <= 1:
+                raise ValueError(f"eps: got {value!r}, {_expected(parsed)}")
+            return cls(parsed)
+        number: Any = value
+        if isinstance(number, bool) or not isinstance(number, Real):
             raise TypeError(
-                f"eps: got {type(value).__name__}, expected a Budget, a string such as '8/255' or a"
+                f"eps: got {type(number).__name__}, expected a Budget, a string such as '8/255' or a"
                 " float in [0, 1]"
             )
-        return cls(float(value))
+        return cls(float(number))
 
     @property
     def levels(self) -> int:
@@ -58,13 +61,22 @@ class Budget:
         )
 
 
+def _expected(value: Any) -> str:
+    hint = ""
+    if isinstance(value, float) and value > 1:
+        hint = " (8/255, not 8)"
+    elif isinstance(value, float) and value < 0:
+        hint = " (a budget has no sign)"
+    return f"expected a finite fraction of the range in [0, 1]{hint}"
+
+
 def _parse(text: str) -> float:
     levels = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*levels?\s*", text)
     try:
         return (
             float(Fraction(levels[1]) / 255) if levels else float(Fraction(text.replace(" ", "")))
         )
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(
             f"eps: got {text!r}, expected a fraction such as '8/255', '8 levels' or '0.03'"
         ) from None

@@ -240,6 +240,11 @@ def _check_derived(
     """Checks what a derived target needs and returns (x, t, table), None where it is not used."""
     op = "denoising_loss"
     if prediction_type != "sample":
+        if noise is None and key is None:
+            raise ValueError(
+                f"{op}: got neither target nor noise nor key, expected a target, or for"
+                f" prediction_type {prediction_type!r} exactly one of noise and key"
+            )
         check_noise(op, noise, key, pred)
     elif noise is not None or key is not None:
         raise ValueError(f"{op}: got noise or key, expected neither for a sample target")

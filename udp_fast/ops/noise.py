@@ -9,11 +9,14 @@ or resume, and a kernel can make it again in registers instead of reading it fro
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from .validation import is_integer
 
 _MASK = (1 << 64) - 1
 
@@ -43,24 +46,24 @@ def image_id(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
-def _counters(name: str, value: int | Tensor, batch: int) -> list[int]:
-    values = value.tolist() if isinstance(value, Tensor) else value
-    values = [values] * batch if isinstance(values, int) else list(values)
+def _counters(name: str, value: int | np.ndarray | Tensor, batch: int) -> list[int]:
+    values = value.tolist() if isinstance(value, (Tensor, np.ndarray)) else value
+    values = list(values) if isinstance(values, Iterable) else [values] * batch
     if len(values) != batch:
         raise ValueError(f"noise_key: {name}: got {len(values)} values, expected 1 or {batch}")
     for v in values:
-        if not isinstance(v, int) or not 0 <= v < 2**32:
+        if not is_integer(v) or not 0 <= v < 2**32:
             raise ValueError(f"noise_key: {name}: got {v!r}, expected an integer in [0, 2**32)")
-    return values
+    return [int(v) for v in values]
 
 
 def noise_key(
     seed: int,
-    image_ids: Sequence[int] | Tensor,  # [B]
+    image_ids: Sequence[int] | np.ndarray | Tensor,  # [B]
     *,
-    draw: int | Tensor = 0,  # or [B]
-    step: int | Tensor = 0,  # or [B]
-    stream: int | Tensor = Stream.DIFFUSION,  # or [B]
+    draw: int | np.ndarray | Tensor = 0,  # or [B]
+    step: int | np.ndarray | Tensor = 0,  # or [B]
+    stream: int | np.ndarray | Tensor = Stream.DIFFUSION,  # or [B]
     device: torch.device | str | None = None,
 ) -> Tensor:  # int64 [B, 3]
     """The generator's state for a batch, one row an image, ready for any op's ``key`` argument.
@@ -70,7 +73,7 @@ def noise_key(
     draws: several draws of one image in one batch.
 
     Args:
-        seed: any Python integer; taken modulo 2**64.
+        seed: any integer; taken modulo 2**64.
         image_ids: 64-bit ids, e.g. from `image_id`; signed or unsigned.
         draw, step, stream: counters in [0, 2**32), one for all images or one each; streams below
             2**16 are `Stream`'s.
@@ -79,9 +82,16 @@ def noise_key(
     Raises:
         ValueError, TypeError: a counter out of range, of the wrong length, or an id not an integer.
     """
-    ids = image_ids.tolist() if isinstance(image_ids, Tensor) else list(image_ids)
-    if not isinstance(seed, int) or not all(isinstance(i, int) for i in ids):
-        raise TypeError(f"noise_key: got seed {seed!r} and image_ids {ids!r}, expected integers")
+    given = image_ids.tolist() if isinstance(image_ids, (Tensor, np.ndarray)) else image_ids
+    if not isinstance(given, Iterable) or isinstance(given, (str, bytes)):
+        raise TypeError(f"noise_key: image_ids: got {image_ids!r}, expected integers, one an image")
+    if not is_integer(seed):
+        raise TypeError(f"noise_key: seed: got {seed!r}, expected an integer")
+    ids = list(given)
+    for i in ids:
+        if not is_integer(i):
+            raise TypeError(f"noise_key: image_ids: got {i!r} among them, expected integers")
+    seed, ids = int(seed), [int(i) for i in ids]
     draws, steps = _counters("draw", draw, len(ids)), _counters("step", step, len(ids))
     streams = _counters("stream", stream, len(ids))
     mixed_seed = _mix64((seed + 0x9E3779B97F4A7C15) & _MASK)

@@ -124,7 +124,7 @@ def _arguments(
     check.check_choice(op, "norm", norm, NORMS)
     lo, hi = check.check_range(op, "range", range)
     alpha = check.per_image(op, "alpha", alpha, delta.shape[0], delta.device, span=hi - lo)
-    eps = check.per_image(op, "eps", eps, delta.shape[0], delta.device, span=hi - lo)
+    eps = check.budget_per_image(op, eps, delta.shape[0], delta.device, (lo, hi), norm)
     out_lo, out_hi = (
         (lo, hi) if out_range is None else check.check_range(op, "out_range", out_range)
     )
@@ -160,7 +160,7 @@ def pgd_step_(
         x: the original, same shape, float, or uint8 meaning ``lo + x * (hi - lo) / 255``.
         alpha: step size, eps: budget; >= 0; in x's units a number or a float tensor of shape [] or
             [B], as a fraction of x's range a `Budget`. Values in a tensor on an accelerator are not
-            checked.
+            checked. With norm "linf" a number is at most hi - lo; math.inf is no budget at all.
         step: "sign" (default), "l2" (gradient over its norm per image) or "raw".
         norm: "linf" (default) or "l2", the norm that ``eps`` bounds.
         maximize: ascend (default) or descend.

@@ -97,7 +97,7 @@ def pgd_step_multi_(
             ``lo + x * (hi - lo) / 255``.
         alpha: step size, eps: L-infinity budget; >= 0; in units of xs a number or a float tensor of
             shape [] or [N], as a fraction of their range a `Budget`. Values in a tensor on an
-            accelerator are not checked.
+            accelerator are not checked. A number eps is at most hi - lo, or math.inf: no budget.
         step: "sign" (default) or "raw".
         maximize, range, out_range, out_dtype: as for `pgd_step_`.
 
@@ -115,7 +115,7 @@ def pgd_step_multi_(
     check.check_choice(op, "step", step, STEPS)
     lo, hi = check.check_range(op, "range", range)
     alpha = check.per_image(op, "alpha", alpha, len(deltas), device, span=hi - lo)
-    eps = check.per_image(op, "eps", eps, len(deltas), device, span=hi - lo)
+    eps = check.budget_per_image(op, eps, len(deltas), device, (lo, hi))
     out_lo, out_hi = (
         (lo, hi) if out_range is None else check.check_range(op, "out_range", out_range)
     )

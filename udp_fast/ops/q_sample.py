@@ -89,7 +89,8 @@ def check_schedule(
 ) -> tuple[Tensor, Tensor, str]:
     """(t, table, path) from exactly one of the two kinds of schedule."""
     if (alphas_cumprod is None) == (sigmas is None):
-        raise ValueError(f"{op}: expected exactly one of alphas_cumprod and sigmas")
+        came = "neither" if sigmas is None else "both"
+        raise ValueError(f"{op}: got {came}, expected exactly one of alphas_cumprod and sigmas")
     if sigmas is None:
         return *check.check_timesteps(op, t, alphas_cumprod, "alphas_cumprod", x), "diffusion"
     return *check.check_timesteps(op, t, sigmas, "sigmas", x), "flow"
@@ -98,7 +99,8 @@ def check_schedule(
 def check_noise(op: str, noise: Tensor | None, key: Tensor | None, x: Tensor) -> None:
     """Exactly one of stored noise, shaped like x, and a key from `noise_key`."""
     if (noise is None) == (key is None):
-        raise ValueError(f"{op}: expected exactly one of noise and key")
+        came = "neither" if noise is None else "both"
+        raise ValueError(f"{op}: got {came}, expected exactly one of noise and key")
     if noise is not None:
         check.check_tensor(op, "noise", noise, check.FLOATS, like=x)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -98,6 +99,17 @@ def constants(values: Tensor) -> Tensor:
     return values.detach().resolve_neg().to(torch.float32)
 
 
+def is_number(value: Any) -> bool:
+    """A real number of Python's, numpy's or anybody's who registers with `numbers`; no bool."""
+    # The first question answers most calls, and is the one that torch.compile knows.
+    return isinstance(value, (int, float, Real)) and not isinstance(value, bool)
+
+
+def is_integer(value: Any) -> bool:
+    """An integer of Python's or numpy's; no bool."""
+    return isinstance(value, (int, Integral)) and not isinstance(value, bool)
+
+
 def per_image(
     op: str, name: str, value: Any, batch: int, device: torch.device, span: float = 1.0
 ) -> Tensor:
@@ -124,14 +136,44 @@ def per_image(
                 first = value[bad].flatten()[0].item()
                 raise ValueError(f"{op}: {name}: got {first}, expected finite values >= 0")
         return value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         raise TypeError(
             f"{op}: {name}: got {type(value).__name__}, expected a number or a tensor of shape []"
             f" or [{batch}]"
         )
+    if not isinstance(value, (int, float)):
+        value = float(value)
     if not 0 <= value <= torch.finfo(torch.float32).max:
         raise ValueError(f"{op}: {name}: got {value}, expected a finite float32 number >= 0")
     return torch.tensor(value, dtype=torch.float32, device="cpu")
+
+
+def budget_per_image(
+    op: str,
+    eps: Any,
+    batch: int,
+    device: torch.device,
+    range: tuple[float, float],
+    norm: str = "linf",
+) -> Tensor:
+    """``eps`` by `per_image`; a number in units of x, which has ``range``. math.inf is no bound.
+
+    A number that is larger than any change within the range was meant in other units, mostly as 8 of
+    255 levels, and would bound nothing. Tensors are believed: reading one could stall a stream.
+    """
+    lo, hi = range
+    width = hi - lo
+    if is_number(eps) and norm == "linf" and eps > width * (1 + 1e-6):
+        if eps != math.inf:
+            eight = {1.0: "8/255", 2.0: "16/255"}.get(width, f"{8 * width / 255:g}")
+            raise ValueError(
+                f"{op}: eps: got {eps}, expected at most {width:g}, the width of range"
+                f" ({lo:g}, {hi:g}): {eight} is eight levels, math.inf no bound"
+            )
+        eps = width
+    elif is_number(eps) and eps == math.inf:
+        eps = torch.finfo(torch.float32).max
+    return per_image(op, "eps", eps, batch, device, span=width)
 
 
 def check_key(op: str, key: Any, x: Tensor) -> None:
