@@ -21,7 +21,8 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 JOBS   ?= 2
 
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check
+# Python compiles what it imports; compiling all of torch beforehand would take a third of the install.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --no-compile
 BUILD  := pyproject.toml setup.py $(shell find csrc -type f)
 CPP    := $(filter %.h %.hpp %.cpp %.cu %.cuh,$(shell find csrc -type f))
 
@@ -68,19 +69,19 @@ clean:  ## remove the environment and everything built or written by these targe
 $(VENV)/.torch:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, $(PYTHON) is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install '$(TORCH)' || $(PIP) install --index-url $(TORCH_INDEX) '$(TORCH)'
+	$(INSTALL) '$(TORCH)' || $(INSTALL) --index-url $(TORCH_INDEX) '$(TORCH)'
 	@touch $@
 
 # Editable: the sources in this checkout are what runs, so only a change of $(BUILD) installs again.
 $(VENV)/.app: $(VENV)/.torch $(BUILD)
-	$(PIP) install --editable .
+	$(INSTALL) --editable .
 	@touch $@
 
 $(VENV)/.test $(VENV)/.bench: $(VENV)/.%: $(VENV)/.torch $(BUILD)
-	$(PIP) install --editable '.[$*]'
+	$(INSTALL) --editable '.[$*]'
 	@touch $@ $(VENV)/.app
 
 # The kernels for this machine's GPU: those in CUDA where there is nvcc, those in Triton anyway.
 $(VENV)/.gpu: $(VENV)/.torch $(BUILD)
-	$(PIP) install --editable '.[test,bench,triton]'
+	$(INSTALL) --editable '.[test,bench,triton]'
 	@touch $@ $(VENV)/.app

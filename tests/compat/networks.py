@@ -103,7 +103,7 @@ def _flux(module: nn.Module, x: Tensor) -> Tensor:
 
 _BLOCKS = {
     "block_out_channels": (32, 64, 96, 96),
-    "layers_per_block": 2,
+    "layers_per_block": 1,  # SDXL's and DDPM's below have two
     "cross_attention_dim": 48,
     "sample_size": 32,
 }
@@ -116,7 +116,7 @@ _VAE = _seeded(
     latent_channels=4,
 )
 
-#: Stable Diffusion 1.5's UNet, narrower.
+#: Stable Diffusion 1.5's UNet, narrower and shallower.
 SD15 = _seeded(UNet2DConditionModel, attention_head_dim=4, **_BLOCKS)
 
 NETWORKS = {

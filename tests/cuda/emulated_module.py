@@ -1,7 +1,7 @@
 """Stands in for udp_fast._native_cuda: the same functions, run by the emulator on CPU tensors.
 
 So the tests call the CUDA backend itself, and everything below its Python is the .cu file as nvcc
-gets it. Every launch runs under `SEEDS` schedules that must agree in every bit; reads of what nobody
+gets it. Every launch runs under several schedules that must agree in every bit; reads of what nobody
 wrote, accesses outside the operands and writes to inputs are errors.
 """
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from emulated_module import EmulatedModule
+from emulation import FEW_SEEDS
 from torch import Tensor
 
 from udp_fast.backends.cuda.attention import (
@@ -102,6 +103,7 @@ def test_dq_of_few_keys(emulated: EmulatedModule, dim: int, keys: int, dtype: to
     check_dq(emulated, operands((1, 2, 150, keys, dim), dtype))
 
 
+@pytest.mark.every_schedule
 @pytest.mark.parametrize(
     ("queries", "keys"),
     [(1, 77), (15, 80), (16, 81), (33, 2), (130, 16), (200, 100), (64, 127)],
@@ -135,6 +137,7 @@ def test_bias(emulated: EmulatedModule, shape: tuple[int, ...], dtype: torch.dty
     check_dq(emulated, operands((2, 2, 40, 77, 64), dtype), bias)
 
 
+@pytest.mark.every_schedule
 @pytest.mark.parametrize("dim", NARROW)
 def test_bias_by_query_of_few_keys(emulated: EmulatedModule, dim: int) -> None:
     torch.manual_seed(1)
@@ -317,6 +320,7 @@ def test_many_keys(emulated: EmulatedModule, dim: int, dtype: torch.dtype) -> No
     check_all(emulated, operands((1, 2 if dim <= 64 else 1, 140, 150, dim), dtype))
 
 
+@pytest.mark.every_schedule
 @pytest.mark.parametrize(
     ("queries", "keys"), [(1, 1), (16, 64), (63, 65), (128, 200), (64, 128), (65, 7)]
 )
@@ -344,6 +348,7 @@ def test_only_what_is_needed_is_launched(
     assert sum("attention_dkdv" in name for name in kernels) == (needs[1] or needs[2])
 
 
+@pytest.mark.every_schedule
 @pytest.mark.parametrize("shape", [(1, 1, 1, 140), (2, 2, 1, 140)])
 def test_bias_of_many_keys(emulated: EmulatedModule, shape: tuple[int, ...]) -> None:
     torch.manual_seed(1)
@@ -356,6 +361,7 @@ def test_bias_of_many_keys(emulated: EmulatedModule, shape: tuple[int, ...]) -> 
 BY_QUERY = [(1, 1, 40, 140), (2, 2, 40, 140), (1, 2, 40, 1)]
 
 
+@pytest.mark.every_schedule
 @pytest.mark.parametrize("shape", BY_QUERY)
 def test_bias_by_query(emulated: EmulatedModule, shape: tuple[int, ...]) -> None:
     torch.manual_seed(1)
@@ -430,6 +436,7 @@ def test_low_scores_of_queries_that_fill_no_tile(emulated: EmulatedModule) -> No
     assert all(x.isfinite().all() for x in gradients)
 
 
+@pytest.mark.every_schedule
 @pytest.mark.parametrize("dim", NARROW)
 def test_banks_of_shared_memory(emulated: EmulatedModule, dim: int) -> None:
     check_all(emulated, operands((1, 1, 128, 128, dim), BF16))
@@ -440,30 +447,29 @@ def test_banks_of_shared_memory(emulated: EmulatedModule, dim: int) -> None:
 
 #: What attention_blocks.cuh serves.
 BLOCKS = [*((dim, F32) for dim in DIMS), (512, BF16), (512, F16)]
-#: Schedules of heads of 512, of which each takes seconds; `test_blocks` has them all.
-FEW_SEEDS = (0, 3, 4)
 of_blocks = pytest.mark.parametrize(
     ("dim", "dtype"), BLOCKS, ids=[f"{dim}-{str(dtype)[6:]}" for dim, dtype in BLOCKS]
 )
 
 
+@pytest.mark.every_schedule
 @of_blocks
 def test_blocks(emulated: EmulatedModule, dim: int, dtype: torch.dtype) -> None:
     """Tiles of both sides that are full and that are not; no bank conflict."""
-    check_all(emulated, operands((1, 1, 70, 140, dim), dtype))
+    if (dim, dtype) == (512, F16):  # which differs from bfloat16 in its conversions
+        emulated.seeds = FEW_SEEDS
+    check_all(emulated, operands((1, 1, 70, 70 if dim == 512 else 140, dim), dtype))
     assert all(launch.shared_conflicts == 0 for launch in emulated.launches)
     wide = [x for x in emulated.launches if x.kernel.count("_float_") and dim != 40]
     assert all(x.wide_store_bytes >= 0.9 * x.store_bytes for x in wide)
 
 
-@pytest.mark.parametrize("keys", [77, 90])
+@pytest.mark.parametrize("keys", [pytest.param(77, marks=pytest.mark.every_schedule), 90])
 @of_blocks
 def test_dq_alone_of_few_keys_in_blocks(
     emulated: EmulatedModule, dim: int, dtype: torch.dtype, keys: int
 ) -> None:
     """Nothing was saved: one pass, but for float32 with more keys than its tile holds."""
-    if dim == 512:
-        emulated.seeds = FEW_SEEDS
     tensors = operands((1, 1, 40, keys, dim), dtype)
     bias = torch.zeros(1, 1, 40, keys)
     bias[:, :, :5, 60:] = 3.0
@@ -484,8 +490,6 @@ def test_dq_alone_of_few_keys_in_blocks(
 def test_layouts_of_blocks(
     emulated: EmulatedModule, layout: str, dim: int, dtype: torch.dtype
 ) -> None:
-    if dim == 512:
-        emulated.seeds = FEW_SEEDS
     check_all(emulated, operands((2, 2, 20, 30, dim), dtype, layout))
 
 
@@ -496,8 +500,6 @@ def test_layouts_of_blocks(
 def test_blocks_of_any_size(
     emulated: EmulatedModule, queries: int, keys: int, dim: int, dtype: torch.dtype
 ) -> None:
-    if dim == 512:
-        emulated.seeds = FEW_SEEDS
     needs = (keys > 1, keys > 1, True)
     check_all(emulated, operands((1, 1, queries, keys, dim), dtype), needs=needs)
 
@@ -507,8 +509,6 @@ def test_blocks_of_any_size(
 def test_bias_of_blocks(
     emulated: EmulatedModule, shape: tuple[int, ...], dim: int, dtype: torch.dtype
 ) -> None:
-    if dim == 512:
-        emulated.seeds = FEW_SEEDS
     torch.manual_seed(1)
     bias = (3 * torch.randn(shape)).to(BF16).float()
     if shape[3] > 1:
@@ -540,7 +540,5 @@ def test_rows_without_keys_give_nothing_in_blocks(dim: int, dtype: torch.dtype) 
 def test_only_what_is_needed_of_blocks_is_launched(
     emulated: EmulatedModule, needs: tuple[bool, bool, bool], dim: int, dtype: torch.dtype
 ) -> None:
-    if dim == 512:
-        emulated.seeds = FEW_SEEDS
     check_all(emulated, operands((1, 1, 20, 140, dim), dtype), needs=needs)
     assert len(emulated.launches) == 3  # forward, rows, and one

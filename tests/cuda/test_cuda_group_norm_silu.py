@@ -1,4 +1,4 @@
-"""group_norm_silu in CUDA, emulated, against the definition in float64: six schedules of equal bits."""
+"""group_norm_silu in CUDA, emulated, against the definition in float64: schedules of equal bits."""
 
 from __future__ import annotations
 
@@ -96,6 +96,7 @@ def test_a_gradient_of_another_dtype_loses_nothing() -> None:
         check(c._replace(grad=c.grad.to(grad)))
 
 
+@pytest.mark.every_schedule
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_only_what_is_needed_is_computed(emulated: EmulatedModule, layout: str) -> None:
     c = call((2, 16, 4, 8), 4, layout=layout)
@@ -208,6 +209,7 @@ def test_the_activation_is_good_to_a_few_units_in_the_last_place(layout: str) ->
     torch.testing.assert_close(y.to(F64), u * torch.sigmoid(u), rtol=5e-7, atol=0)
 
 
+@pytest.mark.every_schedule
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_agrees_with_the_cpu_kernels(layout: str) -> None:
     c = call((2, 32, 9, 8), 8, F32, layout)

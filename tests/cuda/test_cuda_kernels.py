@@ -127,6 +127,7 @@ def pgd_arguments(
     ]
 
 
+@pytest.mark.every_schedule
 @pytest.mark.parametrize("types", PGD_TYPES, ids=str)
 def test_pgd_step_takes_every_combination_of_types(types: tuple[torch.dtype, ...]) -> None:
     for shape in ((2, 3, 16, 20), (3, 3, 5, 7)):
@@ -148,6 +149,7 @@ def test_pgd_step_takes_every_layout(shape: tuple[int, ...], layouts: tuple[str,
     assert_same(*both("pgd_step_", *pgd_arguments(shape, layouts=layouts)))
 
 
+@pytest.mark.every_schedule
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("step", ["sign", "l2", "raw"])
 @pytest.mark.parametrize("maximize", [True, False])
@@ -210,6 +212,7 @@ def test_pgd_step_counts_what_it_skips() -> None:
     assert_same(got, expected)
 
 
+@pytest.mark.every_schedule
 @pytest.mark.parametrize("types", [*PGD_TYPES[:2], PGD_TYPES[3], *PGD_TYPES[7:9]], ids=str)
 @pytest.mark.parametrize("step", ["sign", "raw"])
 def test_pgd_step_multi_does_each_image_as_pgd_step_does(
@@ -258,6 +261,7 @@ def test_pgd_step_multi_takes_every_layout(layouts: tuple[str, str]) -> None:
 # --- q_sample --------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_schedule
 @pytest.mark.parametrize("return_noise", [False, True])
 @pytest.mark.parametrize("drawn", [False, True], ids=["given", "drawn"])
 @pytest.mark.parametrize(
@@ -341,6 +345,7 @@ def assert_same_loss(arguments: list[Any]) -> None:
         torch.testing.assert_close(grad, cpu_grad, rtol=tolerance, atol=0)
 
 
+@pytest.mark.every_schedule
 @pytest.mark.parametrize("drawn", [False, True], ids=["given", "drawn"])
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
@@ -399,6 +404,7 @@ def test_denoising_loss_of_values_that_are_not_finite() -> None:
 # --- quantize, image_scale -------------------------------------------------------------------------
 
 
+@pytest.mark.every_schedule
 @pytest.mark.parametrize("layouts", LAYOUTS, ids="-".join)
 @pytest.mark.parametrize("stochastic", [False, True], ids=["nearest", "stochastic"])
 @pytest.mark.parametrize("kind", ["delta", "image"])
@@ -423,6 +429,7 @@ def test_quantize_rounds_halves_to_even() -> None:
     assert_same(*both("quantize", halves, original, eps, None, "delta", 0.0, 255.0))
 
 
+@pytest.mark.every_schedule
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided", "reversed_dims"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_image_scale(dtype: torch.dtype, layout: str) -> None:
@@ -462,7 +469,9 @@ LARGE = ((1, 3, 180, 180), (1, 3, 256, 260))
 
 
 @pytest.mark.parametrize("layouts", LAYOUTS[:3], ids="-".join)
-@pytest.mark.parametrize("shape", LARGE, ids=str)
+@pytest.mark.parametrize(
+    "shape", [pytest.param(LARGE[0], marks=pytest.mark.every_schedule), *LARGE[1:]], ids=str
+)
 def test_large_images(shape: tuple[int, ...], layouts: tuple[str, str]) -> None:
     assert_same(*both("pgd_step_", *pgd_arguments(shape, PGD_TYPES[0], layouts, "l2", "l2")))
     x, t = floats(shape, 1, BF16, layouts[0]), torch.arange(shape[0]) * 300

@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from emulation import compiled
 
 from udp_fast.backends.cpu import BACKEND
 from udp_fast.ops import noise_key
@@ -161,21 +163,22 @@ def test_avx512_in_emulation_gives_the_bits_of_avx2(tmp_path: Path) -> None:
     """Every kernel, type and layout, on a processor that has no AVX-512."""
     if "avx2" not in _native.supported_isas():
         pytest.skip("this processor has no AVX2")
-    compiler = shutil.which("g++")
-    if compiler is None:
+    if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
-    command = [
-        compiler,
-        *["-std=c++17", "-O1", "-ffp-contract=off", "-fno-math-errno", "-mavx2", "-mfma", "-mf16c"],
-        "-Wno-ignored-attributes",
+    flags = [
+        *("-std=c++17", "-O1", "-ffp-contract=off", "-fno-math-errno"),
+        *("-mavx2", "-mfma", "-mf16c", "-Wno-ignored-attributes"),
         "-DUDP_HD=static inline",  # a tenth of the code to compile
-        *(str(HERE / name) for name in ("isa_bits.cpp", "emulated_avx512.cpp")),
-        str(HERE.parents[1] / "csrc/cpu/kernels_avx2.cpp"),
-        "-o",
-        str(tmp_path / "isa_bits"),
     ]
-    subprocess.run(command, check=True)
-    run = subprocess.run([str(tmp_path / "isa_bits")], capture_output=True, text=True)
+    sources = (
+        *(HERE / "isa_bits.cpp", HERE / "emulated_avx512.cpp"),
+        HERE.parents[1] / "csrc/cpu/kernels_avx2.cpp",
+    )
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(lambda source: compiled(source, flags), sources))
+    program = tmp_path / "isa_bits"
+    subprocess.run(["g++", *map(str, objects), "-o", str(program)], check=True)
+    run = subprocess.run([str(program)], capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (0, "equal\n")
 
 

@@ -22,7 +22,8 @@ def interpret(least: int, *arguments: str, plugins: Sequence[str] = ()) -> None:
     """Runs tests, of which at least so many must have passed, and none been skipped."""
     plugins = [f"-p{name}" for name in ("no:cacheprovider", "patched_once", *plugins)]
     command = [sys.executable, "-m", "pytest", "-q", "-x", *plugins, *arguments]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(HERE)}
+    path = os.pathsep.join(map(str, (HERE, HERE.parent / "ops")))
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
     done = subprocess.run(
         command, env=environment, cwd=HERE.parents[1], capture_output=True, text=True, check=False
     )
@@ -42,7 +43,7 @@ def test_kernels_agree_with_the_other_backends():
 @needs_triton
 @pytest.mark.slow
 def test_attention_agrees_with_its_definition():
-    interpret(120, str(HERE / "test_attention_kernels.py"))
+    interpret(90, str(HERE / "test_attention_kernels.py"))
 
 
 @needs_triton
