@@ -112,5 +112,5 @@ def test_shapes_are_checked():
     grid = TileGrid.fit(20, 20, tile=16, overlap=4)
     with pytest.raises(ValueError, match=r"image: .*\(3, 20, 21\)"):
         grid.cut(torch.zeros(3, 20, 21))
-    with pytest.raises(ValueError, match="tiles: expected 4 tiles, got 3"):
+    with pytest.raises(ValueError, match="tiles: got 3, expected 4 tiles"):
         grid.blend(torch.zeros(3, 3, *grid.tile_shape))

@@ -490,6 +490,10 @@ ERRORS = {
     r"v: got shape \[2, 3, 5, 8\], expected k's, \[2, 3, 7, 8\]": (Q, K, Q, {}),
     "k: got a tensor on meta, expected cpu": (Q, K.to("meta"), K, {}),
     "q: got stride 5 in the last dimension": (torch.zeros(2, 3, 8, 5).transpose(2, 3), K, K, {}),
+    r"k: got strides \(21, 7, 1, 1\) of shape \[2, 3, 7, 8\], expected stride 1 in the last": (
+        *(Q, torch.zeros(49).as_strided(K.shape, (21, 7, 1, 1)), K),
+        {},
+    ),
     "scale: got str": (Q, K, K, {"scale": "1"}),
     "scale: got nan": (Q, K, K, {"scale": math.nan}),
     r"bias: got shape \[5, 6\], expected one that broadcasts to \[2, 3, 5, 7\]": (

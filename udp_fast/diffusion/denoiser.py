@@ -86,7 +86,7 @@ class PixelDenoiser:
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         if x_t.ndim != 4 or x_t.shape[1] != 3:
-            raise ValueError(f"x_t: expected shape [B, 3, H, W], got {tuple(x_t.shape)}")
+            raise ValueError(f"x_t: got shape {tuple(x_t.shape)}, expected [B, 3, H, W]")
         if x_t.shape[2] % self.multiple or x_t.shape[3] % self.multiple:
             raise ValueError(
                 f"x_t: expected height and width to be multiples of {self.multiple}, "
@@ -133,7 +133,7 @@ def load_denoiser(model: str | os.PathLike[str] | None = None) -> PixelDenoiser:
         raise ValueError(f"model: {config_file} is no valid JSON: {error}") from error
     if config.get("_class_name") != "UNet2DModel":
         raise ValueError(
-            f"model: expected a UNet2DModel in {config_file}, got {config.get('_class_name')!r}"
+            f"model: got {config.get('_class_name')!r}, expected a UNet2DModel in {config_file}"
         )
     if not any(unet_folder.glob("*.safetensors")):
         raise ValueError(

@@ -37,16 +37,16 @@ class NoiseSchedule:
         table = self.alphas_cumprod
         if not isinstance(table, Tensor) or not table.is_floating_point():
             got = table.dtype if isinstance(table, Tensor) else type(table).__name__
-            raise TypeError(f"alphas_cumprod: expected a floating-point tensor [T], got {got}")
+            raise TypeError(f"alphas_cumprod: got {got}, expected a floating-point tensor [T]")
         if table.ndim != 1 or table.numel() == 0:
             raise ValueError(
-                f"alphas_cumprod: expected shape [T] with T >= 1, got {tuple(table.shape)}"
+                f"alphas_cumprod: got shape {tuple(table.shape)}, expected [T] with T >= 1"
             )
         table = table.detach().to(device="cpu", dtype=torch.float32).contiguous()
         if not bool(((table >= 0) & (table <= 1)).all()):
-            raise ValueError("alphas_cumprod: expected values in [0, 1], got values outside or NaN")
+            raise ValueError("alphas_cumprod: got values outside [0, 1] or NaN, expected none")
         if bool((table[1:] > table[:-1]).any()):
-            raise ValueError("alphas_cumprod: expected a table that never rises, got one that does")
+            raise ValueError("alphas_cumprod: got a table that rises, expected one that never does")
         object.__setattr__(self, "alphas_cumprod", table)
 
     def __len__(self) -> int:
@@ -98,4 +98,4 @@ class NoiseSchedule:
 
 def _check_timesteps(timesteps: int) -> None:
     if timesteps < 1:
-        raise ValueError(f"timesteps: expected at least 1, got {timesteps}")
+        raise ValueError(f"timesteps: got {timesteps}, expected at least 1")

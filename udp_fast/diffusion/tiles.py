@@ -103,13 +103,13 @@ class TileGrid:
             ValueError: on sizes that no grid satisfies.
         """
         if height < 1 or width < 1:
-            raise ValueError(f"height, width: expected at least 1 pixel, got {height} x {width}")
+            raise ValueError(f"height, width: got {height} x {width}, expected at least 1 pixel")
         if multiple < 1 or tile < multiple:
-            raise ValueError(f"tile: expected at least {multiple} pixels, got {tile}")
+            raise ValueError(f"tile: got {tile}, expected at least {multiple} pixels")
         if not 0 <= overlap <= tile // multiple * multiple // 2:
-            raise ValueError(f"overlap: expected 0 to half a tile ({tile} pixels), got {overlap}")
+            raise ValueError(f"overlap: got {overlap}, expected 0 to half a tile ({tile} pixels)")
         if slack < 0 or not all(0 <= s <= slack for s in shift):
-            raise ValueError(f"shift: expected two values in 0 … slack ({slack}), got {shift}")
+            raise ValueError(f"shift: got {shift}, expected two values in 0 … slack ({slack})")
         axes = [
             _Axis.fit(
                 length, tile=tile, overlap=overlap, multiple=multiple, shift=offset, slack=slack
@@ -164,9 +164,9 @@ class TileGrid:
     def _check(self, value: Tensor, sides: tuple[int, int], name: str) -> None:
         expected = ("C", *sides) if name == "image" else (len(self), "C", *sides)
         if value.ndim != len(expected) or tuple(value.shape[-2:]) != sides:
-            raise ValueError(f"{name}: expected shape {expected}, got {tuple(value.shape)}")
+            raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {expected}")
         if name == "tiles" and value.shape[0] != len(self):
-            raise ValueError(f"tiles: expected {len(self)} tiles, got {value.shape[0]}")
+            raise ValueError(f"tiles: got {value.shape[0]}, expected {len(self)} tiles")
 
 
 def _clip(start: int, axis: _Axis) -> tuple[slice, slice]:

@@ -63,14 +63,14 @@ class TimestepSampler:
     def uniform(cls, timesteps: int) -> TimestepSampler:
         """Every timestep alike: UDP."""
         if timesteps < 1:
-            raise ValueError(f"timesteps: expected at least 1, got {timesteps}")
+            raise ValueError(f"timesteps: got {timesteps}, expected at least 1")
         return cls(torch.ones(timesteps, dtype=torch.float64))
 
     @classmethod
     def eudp(cls, schedule: NoiseSchedule, *, gamma: float = 1.0) -> TimestepSampler:
         """p(t) proportional to sqrt(alphas_cumprod[t])^gamma; gamma = 0 is the uniform law."""
         if not math.isfinite(gamma) or gamma < 0:
-            raise ValueError(f"gamma: expected a finite number >= 0, got {gamma}")
+            raise ValueError(f"gamma: got {gamma}, expected a finite number >= 0")
         return cls(schedule.alphas_cumprod.double().pow(gamma / 2))
 
     def with_importance(self, importance: Tensor) -> TimestepSampler:
@@ -119,9 +119,9 @@ class TimestepSampler:
 def _law(name: str, values: Tensor) -> Tensor:
     if not isinstance(values, Tensor) or not values.is_floating_point():
         got = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"{name}: expected a floating-point tensor [T], got {got}")
+        raise TypeError(f"{name}: got {got}, expected a floating-point tensor [T]")
     if values.ndim != 1 or values.numel() == 0:
-        raise ValueError(f"{name}: expected shape [T] with T >= 1, got {tuple(values.shape)}")
+        raise ValueError(f"{name}: got shape {tuple(values.shape)}, expected [T] with T >= 1")
     values = values.detach().to(device="cpu", dtype=torch.float64)
     total = float(values.sum())
     if not math.isfinite(total) or total <= 0 or bool((values < 0).any()):

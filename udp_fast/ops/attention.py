@@ -223,6 +223,15 @@ def _check_tensors(q: Any, k: Any, v: Any) -> None:
                 f"{op}: {name}: got stride {x.stride(3)} in the last dimension, expected 1 (the"
                 " numbers of one head side by side; call .contiguous() first)"
             )
+        # A result in such an order of strides would have its last dimension elsewhere; torch's own
+        # function reads and writes past its memory then.
+        if d > 1 and any(
+            n > 1 and s == 1 for n, s in zip(x.shape[:3], x.stride()[:3], strict=True)
+        ):
+            raise ValueError(
+                f"{op}: {name}: got strides {x.stride()} of shape {list(x.shape)}, expected stride 1"
+                " in the last dimension alone (call .contiguous() first)"
+            )
 
 
 def _additive(bias: Any, q: Tensor, k: Tensor) -> Tensor | None:
@@ -279,7 +288,7 @@ def attention(
 
     Args:
         q, k, v: float32, bfloat16 or float16 (float64: reference), all of one dtype; any strides
-            with the last dimension contiguous: [B, N, H, D] tensors go in as ``.transpose(1, 2)``,
+            with the last dimension, and no other, contiguous: [B, N, H, D] tensors go in as ``.transpose(1, 2)``,
             without a copy. N, M and D are arbitrary.
         scale: finite; default D ** -0.5.
         bias: added to the scaled scores, a float of any of these dtypes, or a bool mask, True where

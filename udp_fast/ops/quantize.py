@@ -77,7 +77,7 @@ def quantize(
     largest = eps  # of a Budget it is known
     if isinstance(eps, Tensor) and eps.is_cpu and eps.numel() and not torch.compiler.is_compiling():
         largest = eps.max().item()
-    if isinstance(largest, (int, float)) and largest > 1:
+    if check.is_number(largest) and largest > 1:
         raise ValueError(
             f"{op}: eps: got {largest:g}, expected a fraction in [0, 1] (8/255, not 8)"
         )
