@@ -30,6 +30,9 @@ from .launch import DEFAULT, float32, launch, launch_sums
 from .rows import zero_outside
 
 TILE = tl.constexpr(DEFAULT[0])
+#: Partial results at a time of the second stages. Not a parameter: torch.compile takes a kernel that
+#: is started without one of its parameters to write all of its operands.
+BLOCK = tl.constexpr(256)
 
 
 # --- one element ----------------------------------------------------------------------------------
@@ -476,7 +479,6 @@ def group_moments_kernel(
     pixels,
     chunk,
     chunks,
-    BLOCK: tl.constexpr = 256,
 ):
     program = tl.program_id(0)
     partials += program.to(tl.int64) * entries
@@ -518,7 +520,6 @@ def _terms_of_group(
     elements,
     channels,
     chunks,
-    BLOCK: tl.constexpr,
 ):
     """Weighted as a single element is, so that one alone in its group has no gradient at all."""
     entries = group * chunks
@@ -553,7 +554,6 @@ def _gradients_of_channel(
     group,
     channels,
     chunks,
-    BLOCK: tl.constexpr,
 ):
     e = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float64)
@@ -591,7 +591,6 @@ def gradient_terms_kernel(
     elements,
     channels,
     chunks,
-    BLOCK: tl.constexpr = 256,
 ):
     program = tl.program_id(0)
     if terms is not None:
@@ -609,7 +608,6 @@ def gradient_terms_kernel(
                 elements,
                 channels,
                 chunks,
-                BLOCK,
             )
     if dweight is not None or dbias is not None:
         if program >= of_groups:
@@ -624,7 +622,6 @@ def gradient_terms_kernel(
                 group,
                 channels,
                 chunks,
-                BLOCK,
             )
 
 
