@@ -27,6 +27,7 @@ from triton.runtime.autotuner import Autotuner
 from udp_fast import explain
 from udp_fast.backends.registry import backend
 from udp_fast.backends.triton import BACKEND, INTERPRETS, launch
+from udp_fast.backends.triton.pgd_step import count_kernel
 from udp_fast.ops import noise_key
 
 TWIN = backend("reference" if backend("cpu").missing else "cpu")
@@ -150,7 +151,7 @@ def test_pgd_step_options(step, norm, mask, layout):
 
 
 @pytest.mark.parametrize("x_dtype", [F32, torch.uint8], ids=str)
-@pytest.mark.parametrize("out_range", RANGES, ids=str)
+@pytest.mark.parametrize("out_range", [*RANGES, (-1.27, 1.14)], ids=str)
 @pytest.mark.parametrize("lo_hi", RANGES, ids=str)
 def test_pgd_step_ranges(lo_hi, out_range, x_dtype):
     options = ("sign", "linf", None, lo_hi, out_range, False)
@@ -514,11 +515,21 @@ def test_one_image_has_work_for_a_gpu():
 
 def test_sums_of_extremes_and_poison():
     pred = torch.tensor([[1e-30, 0.0], [3e18, 1.0], [math.inf, 0.0], [math.nan, 1.0]])
-    pred = torch.cat([pred, pred.new_zeros(4, 20)], 1)
+    pred = torch.cat([pred, -pred[2:]])  # of a NaN, too, the sign may be set
+    assert pred[5, 0].view(torch.int32) < 0
+    pred = torch.cat([pred, pred.new_zeros(6, 20)], 1)
     arguments = (pred, torch.zeros_like(pred), *[None] * 6, "epsilon", False, 1.0)
     (loss, _), (expected, _) = both("denoising_loss", *arguments)
     torch.testing.assert_close(loss[1:], expected[1:], rtol=1e-6, atol=0, equal_nan=True)
     assert loss[0] == 0
+    assert loss[[3, 5]].isnan().all()
+
+
+def test_a_count_may_exceed_32_bits():
+    counts, total = torch.full((3,), 2**30, dtype=torch.int32), torch.empty(1, dtype=torch.int64)
+    counts, total = counts.to(DEVICE), total.to(DEVICE)
+    launch.launch_sums(count_kernel, 1, counts, 3, total)
+    assert total.item() == 3 * 2**30
 
 
 def test_rows_do_not_depend_on_the_batch():
