@@ -479,6 +479,37 @@ def test_group_norm_silu_is_exact_far_from_zero(layout):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_group_norm_silu_of_numbers_whose_squares_overflow(layout):
+    for shape, dtype in itertools.product(((1, 2, 1, 1), (1, 4, 5, 5)), (F32, BF16)):
+        c = call(shape, 2, dtype, layout)
+        c.x.fill_(1e20)
+        for a, b in zip(*both("group_norm_silu", *c.forward), strict=True):
+            agree(a, b, 1e-6)
+
+
+def test_group_norm_silu_beyond_every_float32():
+    c = call((1, 4, 3, 3), 2)
+    c.bias[:] = torch.tensor([math.inf, 1.0, 3e38, 0.0])
+    forward = both("group_norm_silu", *c.forward)
+    for got, want in zip(*forward, strict=True):
+        agree(got, want, 2e-6)
+    assert forward[0][0][0, 0].isposinf().all()
+    mean, rstd = forward[1][1:]
+    got, want = both("group_norm_silu_backward", *c.backward(mean, rstd))
+    agree(got[0], want[0], 1e-5)
+    assert got[0][0, 2:].isfinite().all()
+
+
+@pytest.mark.parametrize("eps", [1e300, 1e39, 1e-5, 1e-70])
+def test_group_norm_silu_of_any_eps(eps):
+    c = call((1, 4, 3, 3), 2)._replace(eps=eps)
+    c.x[:, 2:] = 1.0
+    got, want = both("group_norm_silu", *c.forward)
+    torch.testing.assert_close(got[2], want[2], rtol=1e-6, atol=0)
+    torch.testing.assert_close(got[0], want[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_group_norm_silu_keeps_poison_in_its_group(layout):
     c = call((1, 16, 5, 5), 4, F32, layout)
     expected = normed(c)[0].reshape(4, -1)
