@@ -89,8 +89,9 @@ def denoising_loss_kernel(
     table,  # *float32 [T] or None
     key,  # *int64 [B, 3] or None
     weight,  # *float32 [B] or None
-    factor,  # float32: dloss/dpred = (factor + factor_rest) * weight * (pred - target)
-    factor_rest,
+    scale,  # float32: dloss/dpred = (scale + scale_rest) / elements * weight * (pred - target)
+    scale_rest,
+    elements,  # of an image; divided by here, since torch.compile does not see through float32(...)
     partials,  # *float64 [programs]
     channels,
     pixels,
@@ -111,10 +112,11 @@ def denoising_loss_kernel(
         signal, level = levels(t, table, image, False)
     else:
         signal, level = 0.0, 0.0
-    factor = tl.cast(factor, tl.float32)
+    factor = tl.cast(scale, tl.float32).to(tl.float64) + tl.cast(scale_rest, tl.float32).to(tl.float64)
+    factor /= tl.cast(elements, tl.float64)
     if weight is not None:
-        exact = factor.to(tl.float64) + tl.cast(factor_rest, tl.float32).to(tl.float64)
-        factor = (exact * tl.load(weight + image).to(tl.float64)).to(tl.float32)
+        factor *= tl.load(weight + image).to(tl.float64)
+    factor = factor.to(tl.float32)
     if DRAW == GIVEN and INTERLEAVED == 0:
         key0, key1, draw, step, stream = 0, 0, 0, 0, 0
     else:
@@ -216,8 +218,8 @@ def denoising_loss(
     ]
     way = walk_of(pred.shape, read, draws)
     elements = pred.numel() // images
-    factor = grad_scale * 2 / elements
-    high = float32(factor)
+    scale = grad_scale * 2
+    high = float32(scale)
     weight = None if weight is None else weight.contiguous()
     partials = pred.new_empty((way.programs,), dtype=torch.float64)
     loss = pred.new_empty((images,), dtype=torch.float32)
@@ -231,7 +233,8 @@ def denoising_loss(
         None if key is None else key.contiguous(),
         weight,
         high,
-        factor - high,
+        scale - high,
+        elements,
         partials,
         way.channels,
         way.pixels,
