@@ -19,7 +19,9 @@ struct Sigmoid {
 template <class T>
 __device__ __forceinline__ Sigmoid quick_sigmoid(float u) {
     constexpr float kLog2E = 0x1.715476p+0f, kLog2ERest = 0x1.4ae0cp-26f, kLn2 = 0x1.62e43p-1f;
-    const float v = ::fmaxf(u, -87.0f);  // or e^-u would be infinite; a NaN returns with u
+    float v = ::fmaxf(u, -87.0f);  // or e^-u would be infinite; a NaN returns with u
+    // Of infinity, whose e is 0 as well, what was rounded off would be none.
+    if constexpr (sizeof(T) == 4) v = ::fminf(v, 128.0f);
     const float power = v * -kLog2E;
     float e = exp2_approx(power);
     if constexpr (sizeof(T) == 4) {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from triton.runtime.autotuner import Autotuner
 from udp_fast import explain
 from udp_fast.backends.registry import backend
 from udp_fast.backends.triton import BACKEND, INTERPRETS, launch
+from udp_fast.backends.triton.pgd_step import count_kernel
 from udp_fast.ops import noise_key
 
 TWIN = backend("reference" if backend("cpu").missing else "cpu")
@@ -149,7 +151,7 @@ def test_pgd_step_options(step, norm, mask, layout):
 
 
 @pytest.mark.parametrize("x_dtype", [F32, torch.uint8], ids=str)
-@pytest.mark.parametrize("out_range", RANGES, ids=str)
+@pytest.mark.parametrize("out_range", [*RANGES, (-1.27, 1.14)], ids=str)
 @pytest.mark.parametrize("lo_hi", RANGES, ids=str)
 def test_pgd_step_ranges(lo_hi, out_range, x_dtype):
     options = ("sign", "linf", None, lo_hi, out_range, False)
@@ -477,6 +479,37 @@ def test_group_norm_silu_is_exact_far_from_zero(layout):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_group_norm_silu_of_numbers_whose_squares_overflow(layout):
+    for shape, dtype in itertools.product(((1, 2, 1, 1), (1, 4, 5, 5)), (F32, BF16)):
+        c = call(shape, 2, dtype, layout)
+        c.x.fill_(1e20)
+        for a, b in zip(*both("group_norm_silu", *c.forward), strict=True):
+            agree(a, b, 1e-6)
+
+
+def test_group_norm_silu_beyond_every_float32():
+    c = call((1, 4, 3, 3), 2)
+    c.bias[:] = torch.tensor([math.inf, 1.0, 3e38, 0.0])
+    forward = both("group_norm_silu", *c.forward)
+    for got, want in zip(*forward, strict=True):
+        agree(got, want, 2e-6)
+    assert forward[0][0][0, 0].isposinf().all()
+    mean, rstd = forward[1][1:]
+    got, want = both("group_norm_silu_backward", *c.backward(mean, rstd))
+    agree(got[0], want[0], 1e-5)
+    assert got[0][0, 2:].isfinite().all()
+
+
+@pytest.mark.parametrize("eps", [1e300, 1e39, 1e-5, 1e-70])
+def test_group_norm_silu_of_any_eps(eps):
+    c = call((1, 4, 3, 3), 2)._replace(eps=eps)
+    c.x[:, 2:] = 1.0
+    got, want = both("group_norm_silu", *c.forward)
+    torch.testing.assert_close(got[2], want[2], rtol=1e-6, atol=0)
+    torch.testing.assert_close(got[0], want[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_group_norm_silu_keeps_poison_in_its_group(layout):
     c = call((1, 16, 5, 5), 4, F32, layout)
     expected = normed(c)[0].reshape(4, -1)
@@ -513,11 +546,21 @@ def test_one_image_has_work_for_a_gpu():
 
 def test_sums_of_extremes_and_poison():
     pred = torch.tensor([[1e-30, 0.0], [3e18, 1.0], [math.inf, 0.0], [math.nan, 1.0]])
-    pred = torch.cat([pred, pred.new_zeros(4, 20)], 1)
+    pred = torch.cat([pred, -pred[2:]])  # of a NaN, too, the sign may be set
+    assert pred[5, 0].view(torch.int32) < 0
+    pred = torch.cat([pred, pred.new_zeros(6, 20)], 1)
     arguments = (pred, torch.zeros_like(pred), *[None] * 6, "epsilon", False, 1.0)
     (loss, _), (expected, _) = both("denoising_loss", *arguments)
     torch.testing.assert_close(loss[1:], expected[1:], rtol=1e-6, atol=0, equal_nan=True)
     assert loss[0] == 0
+    assert loss[[3, 5]].isnan().all()
+
+
+def test_a_count_may_exceed_32_bits():
+    counts, total = torch.full((3,), 2**30, dtype=torch.int32), torch.empty(1, dtype=torch.int64)
+    counts, total = counts.to(DEVICE), total.to(DEVICE)
+    launch.launch_sums(count_kernel, 1, counts, 3, total)
+    assert total.item() == 3 * 2**30
 
 
 def test_rows_do_not_depend_on_the_batch():
@@ -577,8 +620,7 @@ def test_numbers_an_image_may_lie_anywhere():
         agree(scaled, wanted)
 
 
-@pytest.mark.parametrize("best", launch.CONFIGS, ids=str)
-def test_what_autotuning_picks_makes_no_difference(best, monkeypatch):
+def test_what_autotuning_picks_makes_no_difference(monkeypatch):
     """To the tuned kernels; nor do the trial runs, which update delta again and again."""
     tried = []
 
@@ -589,23 +631,43 @@ def test_what_autotuning_picks_makes_no_difference(best, monkeypatch):
 
     x, original = floats((1, 3, 29, 31), 1), images((1, 3, 29, 31), 2, torch.uint8)
     step = (torch.tensor(0.01), torch.tensor(0.05), None, "sign", "linf", True, 0.0, 1.0, -1.0, 1.0)
-    monkeypatch.setattr(launch, "AUTOTUNE", True)
     monkeypatch.setattr(launch, "_tuned", {})
     monkeypatch.setattr(Autotuner, "do_bench", property(lambda self: bench))
     key, t = noise_key(5, [1]), torch.tensor([3])
-    for op, args in {
-        "q_sample": (x, t, TABLE, None, key, "diffusion", True, BF16),
-        "quantize": (x, original, torch.tensor(0.05), key, "delta", 0.0, 1.0),
-        "image_scale": (x, torch.tensor(0.7)),
-        "pgd_step_": (x, -x, original, *step, F32),
-    }.items():
-        tried.clear()
-        got, want = both(op, *args, copied=0 if op == "pgd_step_" else None)
-        for a, b in zip(got, want, strict=True):
-            agree(a, b, NORMALS if op == "q_sample" else 0.0)
-        (tuner,) = launch._tuned.values()
-        assert tuner.best_config.num_warps == best[1]
-        launch._tuned.clear()
+    tuned = set()
+    for op, *args in (
+        ("q_sample", x, t, TABLE, None, key, "diffusion", True, BF16),
+        ("quantize", x, original, torch.tensor(0.05), key, "delta", 0.0, 1.0),
+        ("image_scale", x, torch.tensor(0.7)),
+        ("pgd_step_", x, -x, original, *step, F32),
+        ("geglu", floats((3, 74), 3)),
+        ("geglu_backward", floats((3, 37), 3), floats((3, 74), 4)),
+    ):
+
+        def run(op=op, args=args):
+            mine = [on(DEVICE, a.clone() if isinstance(a, Tensor) else a) for a in args]
+            out = BACKEND.ops[op](*mine)
+            return [*(out if isinstance(out, tuple) else (out,)), mine[0]]
+
+        monkeypatch.setattr(launch, "AUTOTUNE", False)
+        expected = run()
+        monkeypatch.setattr(launch, "AUTOTUNE", True)
+        for best in launch.CONFIGS:
+            tried.clear()
+            assert all(map(same_bits, run(), expected))
+            (tuner,) = launch._tuned.values()
+            assert tuner.best_config.num_warps == best[1]
+            tuned.add(tuner.fn)
+            launch._tuned.clear()
+    assert tuned == set(launch._tunable)
+
+
+def test_a_thread_that_notes_its_launches_does_not_keep_others_from_running():
+    arguments = (torch.ones(1, 8, device=DEVICE), torch.tensor(3.0))
+    with launch.recorded() as launches, launch.traced(), ThreadPoolExecutor(1) as other:
+        result = other.submit(BACKEND.ops["image_scale"], *arguments).result()
+    assert launches == []
+    assert (result == 3.0).all()
 
 
 @pytest.mark.skipif(not INTERPRETS, reason="kernels are compiled, not interpreted")

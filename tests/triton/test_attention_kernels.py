@@ -12,6 +12,8 @@ import itertools
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from cases import BF16, F16, F32, same_bits
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -19,6 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from udp_fast.backends.reference.attention import attention as definition
 from udp_fast.backends.reference.attention import attention_backward as definition_backward
 from udp_fast.backends.triton import BACKEND, INTERPRETS
+from udp_fast.backends.triton.attention_wide import places_in_piece
 
 ATTENTION, BACKWARD = BACKEND.ops["attention"], BACKEND.ops["attention_backward"]
 DEVICE = "cpu" if INTERPRETS else "cuda"
@@ -53,6 +56,16 @@ RUNS = [
     *((BF16, name) for name in SHAPES),
     *((F16, name) for name in IN_FLOAT16),
 ]
+
+
+@triton.jit
+def piece_kernel(
+    base, row, found, ROWS: tl.constexpr, PIECE: tl.constexpr, D: tl.constexpr, UNIT: tl.constexpr
+):
+    """Where the rows of the second piece lie, int64 [ROWS, PIECE]."""
+    places, _ = places_in_piece(base, 1, 0, ROWS, row, ROWS, PIECE, D, UNIT)
+    i = tl.arange(0, ROWS)[:, None] * PIECE + tl.arange(0, PIECE)[None, :]
+    tl.store(found + i, places.to(tl.int64))
 
 
 def heads(shape, seed, dtype, layout="[B, N, H, D]") -> list[Tensor]:
@@ -301,3 +314,42 @@ def test_small_gradients_of_float16_are_not_lost():
     dq = kernels(q, k, v, grad, needs=IMAGE, saved=False)[1]
     right = exact(q, k, v, grad)[1]
     assert (dq.double() - right).norm() <= 2e-3 * right.norm()
+
+
+@pytest.mark.parametrize(
+    ("shape", "keys"),
+    [
+        ((1, 1, 5, 140, 16), slice(0, 64)),
+        ((1, 1, 5, 140, 16), slice(None)),
+        ((1, 1, 5, 20, 16), slice(None)),
+        ((1, 1, 3, 40, 300), slice(0, 32)),
+    ],
+    ids=["a tile", "all tiles", "the only tile", "a tile of wide heads"],
+)
+def test_scores_that_overflow_count_as_masked(shape, keys):
+    q, k, v, grad = heads(shape, 13, BF16)
+    q, k = q.abs() * 1e30, k * 1e-30
+    k[:, :, keys] = -1e30
+    bias = torch.zeros(1, 1, 1, shape[3])
+    bias[..., keys] = -INF
+    got = [*kernels(q, k, v, grad), kernels(q, k, v, grad, needs=IMAGE, saved=False)[1]]
+    right = exact(q, k.masked_fill((k < -1e20), 0.0), v, grad, bias)
+    for a, b in zip(got, [*right, right[1]], strict=True):
+        assert (a.double() - b).abs().max() <= 2e-2 * b.abs().max()
+
+
+def test_addresses_of_rows_that_are_2_to_the_31_apart():
+    """Of a piece that the head dim does not fill: nothing is loaded from there."""
+    base, found = torch.zeros(1, dtype=F16, device=DEVICE), torch.empty(2, 16, dtype=torch.int64)
+    found = found.to(DEVICE)
+    piece_kernel[(1,)](base, 2**28, found, ROWS=2, PIECE=16, D=17, UNIT=8)
+    expected = torch.tensor([[0], [2**31]]) + 16 + torch.arange(16)
+    assert torch.equal((found.cpu() - base.data_ptr()) // 2, expected)
+
+
+@pytest.mark.parametrize("scale", [1e9, 3.7e9, 1e12])
+def test_scores_too_large_for_their_differences(scale):
+    """The largest has a weight of no more than 1, however far its product with the scale is from a float:
+    on a GPU, where that is not rounded."""
+    q, k, v, grad = heads((1, 1, 5, 77, 16), 14, BF16)
+    assert kernels(q, k, v, grad, scale=scale, needs=IMAGE, saved=False)[1].isfinite().all()

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 from torch._dynamo.source import ConstantSource
+from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.functional_tensor import dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -20,6 +21,36 @@ from udp_fast.backends import dispatch, registry
 
 OPS = torch.ops.udp_fast
 BF16, F32 = torch.bfloat16, torch.float32
+
+#: What each kernel writes, where a call has it: all but `pgd_step_multi`, which torch.compile calls as it is.
+WRITES = {
+    "attention_dkdv": {"dk", "dv"},
+    "attention_dq": {"dq"},
+    "attention_few_keys_dq": {"dq"},
+    "attention_forward": {"out", "lse"},
+    "attention_rows": {"minus_delta", "lse2"},
+    "attention_wide_forward": {"out", "lse"},
+    "attention_wide_gradient": {"grad"},
+    "ball_scale": {"scales"},
+    "channel_moments": {"partials"},
+    "count": {"skipped"},
+    "denoising_loss": {"grad", "partials"},
+    "geglu": {"y"},
+    "geglu_backward": {"dx"},
+    "gradient_square": {"partials"},
+    "gradient_sums": {"partials"},
+    "gradient_terms": {"terms", "dweight", "dbias"},
+    "group_moments": {"mean", "rstd"},
+    "image_scale": {"out"},
+    "input_gradient": {"dx"},
+    "mean": {"loss"},
+    "normalise": {"y"},
+    "pgd_step": {"delta", "adv", "partials"},
+    "q_sample": {"out", "noise_out"},
+    "quantize": {"out"},
+    "step_size": {"sizes"},
+    "stepped_square": {"partials"},
+}
 
 
 class Driver:
@@ -49,6 +80,24 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "_active", Driver())
 
 
+def launched(traced: torch.fx.GraphModule) -> list[str]:
+    """The kernels of a graph that is nothing but kernels and torch's own operators, in order.
+
+    Each is taken to write what it writes: of anything else torch.compile would make a copy, or believe
+    an input to be changed. It does so for every operand where it fails to read a kernel.
+    """
+    kernels = []
+    for node in traced.graph.nodes:
+        assert "udp_fast" not in str(node.target)
+        if "triton_kernel_wrapper_functional" in str(node.target):
+            kernel = kernel_side_table.get_kernel(node.kwargs["kernel_idx"])
+            name = kernel.fn.__name__.removesuffix("_kernel")
+            operands = {k for k, v in node.kwargs["kwargs"].items() if v is not None}
+            assert set(node.kwargs["tensors_to_clone"]) == WRITES[name] & operands, name
+            kernels.append(name)
+    return kernels
+
+
 def protection_step(x, t, table, key, delta, grad, original, budget):
     x_t, _ = OPS.q_sample(x, t, table, None, key, "diffusion", False, BF16)
     given = (None, None, None, None, None, key, None)
@@ -76,24 +125,47 @@ def arguments(device: str, images: int | torch.SymInt, side: int | torch.SymInt)
     return [torch.empty(s, dtype=dtype, device=device) for s, dtype in shapes.values()]
 
 
-def calls(device: str, dynamic: bool = False) -> list[str]:
+def symbols(shapes: ShapeEnv, *sizes: int) -> list[torch.SymInt]:
+    found = (shapes.create_symbol(n, ConstantSource(f"n{n}")) for n in sizes)
+    return [shapes.create_symintnode(s, hint=n) for s, n in zip(found, sizes, strict=True)]
+
+
+def graph(device: str, dynamic: bool = False) -> torch.fx.GraphModule:
     """What a protection step on fake tensors becomes."""
-    sizes: list[int | torch.SymInt] = [2, 64]
     shapes = ShapeEnv()
-    if dynamic:
-        symbols = (shapes.create_symbol(n, ConstantSource(f"n{n}")) for n in sizes)
-        sizes = [shapes.create_symintnode(s, hint=n) for s, n in zip(symbols, sizes, strict=True)]
+    sizes = symbols(shapes, 2, 64) if dynamic else [2, 64]
     with FakeTensorMode(shape_env=shapes):
         traced = make_fx(dispatch_functionalize(protection_step))(*arguments(device, *sizes))
-    return [str(node.target) for node in traced.graph.nodes if node.op == "call_function"]
+    assert not shapes.guards  # one graph serves all sizes
+    return traced
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_kernels_are_in_the_graph(gpu, dynamic):
-    called = calls("cuda", dynamic)
-    # One each, and a second stage for the loss and for each of the two steps.
-    assert called.count("triton_kernel_wrapper_functional") == 9
-    assert not any(name.startswith("udp_fast") for name in called)
+    step = ["pgd_step", "count"]
+    expected = ["q_sample", "denoising_loss", "mean", *step, *step, "quantize", "image_scale"]
+    assert launched(graph("cuda", dynamic)) == expected
+
+
+def test_the_kernels_of_norms_of_steps_are_in_the_graph(gpu):
+    def step(delta, budget):
+        bounds = (0.0, 1.0, 0.0, 1.0)
+        return OPS.pgd_step_(
+            delta, delta, delta, budget, budget, None, "l2", "l2", True, *bounds, F32
+        )
+
+    with FakeTensorMode():
+        delta, budget = torch.empty((2, 3, 8, 8), device="cuda"), torch.empty(2, device="cuda")
+        traced = make_fx(dispatch_functionalize(step))(delta, budget)
+    norms = ["gradient_square", "step_size", "stepped_square", "ball_scale"]
+    assert launched(traced) == [*norms, "pgd_step", "count"]
+
+
+def test_what_kernels_write_is_known_of_all():
+    from udp_fast.backends.triton import variants
+
+    kernels = {name.removesuffix("_kernel") for name in variants._kernels()}
+    assert kernels == {*WRITES, "pgd_step_multi"}
 
 
 def test_the_kernels_of_a_norm_are_in_the_graph(gpu):
@@ -106,9 +178,8 @@ def test_the_kernels_of_a_norm_are_in_the_graph(gpu):
         x = torch.empty((2, 16, 8, 8), dtype=BF16, device="cuda")
         weight = torch.empty((16,), device="cuda")
         traced = make_fx(dispatch_functionalize(norm))(x, torch.empty_like(x), weight)
-    called = [str(node.target) for node in traced.graph.nodes if node.op == "call_function"]
-    assert called.count("triton_kernel_wrapper_functional") == 3 + 3
-    assert not any(name.startswith("udp_fast") for name in called)
+    forward = ["channel_moments", "group_moments", "normalise"]
+    assert launched(traced) == [*forward, "gradient_sums", "gradient_terms", "input_gradient"]
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
@@ -118,34 +189,34 @@ def test_the_kernels_of_a_gated_unit_are_in_the_graph(gpu, dynamic):
 
     shapes = ShapeEnv()
     with FakeTensorMode(shape_env=shapes):
-        rows: int | torch.SymInt = 24
-        if dynamic:
-            symbol = shapes.create_symbol(24, ConstantSource("rows"))
-            rows = shapes.create_symintnode(symbol, hint=24)
+        rows = symbols(shapes, 24)[0] if dynamic else 24
         x, grad = (torch.empty((rows, n), dtype=BF16, device="cuda") for n in (64, 32))
         traced = make_fx(dispatch_functionalize(both))(x, grad)
-    called = [str(node.target) for node in traced.graph.nodes if node.op == "call_function"]
-    assert called.count("triton_kernel_wrapper_functional") == 1 + 1
-    assert not any(name.startswith("udp_fast") for name in called)
+    assert launched(traced) == ["geglu", "geglu_backward"]
+
+
+FEW = ["attention_forward", "attention_few_keys_dq"]
+MANY = ["attention_forward", "attention_rows", "attention_dq", "attention_dkdv"]
+WIDE = ["attention_wide_forward", "attention_rows", *["attention_wide_gradient"] * 3]
 
 
 @pytest.mark.parametrize(
-    ("dim", "keys", "needs", "launches", "dtype", "bias"),
+    ("dim", "keys", "needs", "expected", "dtype", "bias"),
     [
-        (40, 77, (True, False, False), [1, 1], BF16, None),
-        (64, 1024, (True, True, True), [1, 3], BF16, None),
-        (160, 1024, (True, True, True), [1, 4], BF16, None),
-        (512, 1024, (True, True, True), [1, 4], BF16, None),
-        (64, 300, (True, False, True), [1, 3], F32, None),
-        (40, 77, (True, False, False), [1, 1], BF16, (2, 1, 1, 77)),
-        (80, 300, (True, True, True), [1, 3], BF16, (1, 4, 256, 300)),
+        (40, 77, (True, False, False), FEW, BF16, None),
+        (64, 1024, (True, True, True), MANY, BF16, None),
+        (160, 1024, (True, True, True), [*MANY, "attention_dkdv"], BF16, None),
+        (512, 1024, (True, True, True), WIDE, BF16, None),
+        (64, 300, (True, False, True), MANY, F32, None),
+        (40, 77, (True, False, False), FEW, BF16, (2, 1, 1, 77)),
+        (80, 300, (True, True, True), MANY, BF16, (1, 4, 256, 300)),
     ],
     ids=[
         *("dq alone", "all gradients", "dk and dv apart", "wide", "float32"),
         *("padded keys", "a bias for each score"),
     ],
 )
-def test_attention_is_in_the_graph(gpu, monkeypatch, dim, keys, needs, launches, dtype, bias):
+def test_attention_is_in_the_graph(gpu, monkeypatch, dim, keys, needs, expected, dtype, bias):
     monkeypatch.setenv("UDP_FAST_BACKEND", "triton")
 
     def forward(q, k, v, bias, grad):
@@ -162,14 +233,11 @@ def test_attention_is_in_the_graph(gpu, monkeypatch, dim, keys, needs, launches,
         if bias is not None:
             bias = torch.empty(bias, dtype=dtype, device="cuda")
         lse = torch.empty((2, 4, 256), device="cuda")
-        for function, rest, expected in (
-            (forward, (), launches[0]),
-            (backward, (q, lse), launches[1]),
-        ):
+        kernels = []
+        for function, rest in ((forward, ()), (backward, (q, lse))):
             traced = make_fx(dispatch_functionalize(function))(q, k, v, bias, q, *rest)
-            called = [str(n.target) for n in traced.graph.nodes if n.op == "call_function"]
-            assert called.count("triton_kernel_wrapper_functional") == expected
-            assert not any(name.startswith("udp_fast") for name in called)
+            kernels += launched(traced)
+    assert kernels == expected
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16, torch.float16], ids=str)
@@ -208,7 +276,7 @@ def test_attention_is_refused_nothing(gpu, dim, dtype):
 )
 def test_a_call_that_triton_does_not_take_stays_an_op(gpu, monkeypatch, device, pinned):
     monkeypatch.setenv("UDP_FAST_BACKEND", pinned)
-    called = calls(device)
+    called = [str(n.target) for n in graph(device).graph.nodes if n.op == "call_function"]
     assert any("udp_fast" in name or name == "auto_functionalized_v2" for name in called)
     assert "triton_kernel_wrapper_functional" not in called
 

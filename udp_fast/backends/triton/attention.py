@@ -30,6 +30,9 @@ LOG2E = math.log2(math.e)
 #: A head dim beyond this is for `attention_wide`: more than registers hold.
 ONE_PIECE = {torch.bfloat16: 160, torch.float16: 160, torch.float32: 64}
 
+#: Of all kernels' tiles: `attention_rows` has the largest.
+MOST_ROWS = 256
+
 #: As many programs as keep a large GPU busy: with more, one takes several tiles of queries.
 PROGRAMS = 512
 
@@ -90,7 +93,7 @@ class _Layout(NamedTuple):
 
     @classmethod
     def of(cls, *tensors: Tensor) -> _Layout:
-        far = max(_strides(t)[2] for t in tensors) * 128 >= 2**31
+        far = max(_strides(t)[2] for t in tensors) * MOST_ROWS >= 2**31
         return cls(_unit(tensors), 64 if far else 32)
 
     def operand(self, x: Tensor | None) -> tuple[Any, ...]:
@@ -310,7 +313,7 @@ def _many_keys(
     layout = _Layout.of(grad_out, q, k, v, out, *written)
     minus_delta, lse2 = (torch.empty_like(lse, memory_format=torch.contiguous_format) for _ in "12")
     width = _power(dim)
-    rows = max(4096 // width, 1)
+    rows = max(16 * MOST_ROWS // width, 1)
     blocks = -(-queries // rows)
     launch_tiles(
         attention_rows_kernel,

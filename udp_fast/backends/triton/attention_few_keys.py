@@ -12,21 +12,19 @@ import triton
 import triton.language as tl
 
 from .attention_tiles import (
-    NOTHING,
+    LOWEST,
     dot,
     dot_rows,
-    exp2,
     head_of,
     load_bias,
     load_rows,
     load_tile,
     only_columns,
-    reciprocal,
     row_at,
     start_of,
     store_rows,
 )
-from .floats import narrow
+from .floats import INTERPRET, exp2, narrow, product, reciprocal
 from .rows import turns
 
 
@@ -86,7 +84,9 @@ def _scores(
 ):
     """[R, KEYS] scores: in units of log 2 if EARLY, otherwise before the scale."""
     s = dot_rows(q0, q1, k0, k1, None)
-    if EARLY:
+    if EARLY and bias is None:
+        s = product(s, scale2)
+    elif EARLY:
         s *= scale2
     if bias is not None:
         s += load_bias(
@@ -106,11 +106,36 @@ def _scores(
 
 
 @triton.jit
-def _weights(s, largest, scale2, EARLY: tl.constexpr):
-    if EARLY:
-        return exp2(s - largest[:, None])
+def _product_above(a, b):
+    """a * b, rounded up; the interpreter rounds it, and every product that is compared, to nearest."""
+    if INTERPRET:
+        return a * b
     else:
-        return exp2(s * scale2 - (largest * scale2)[:, None])
+        return tl.inline_asm_elementwise(
+            "mul.rp.f32 $0, $1, $2;", "=f,f,f", [a, b], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+def _shift(largest, scale2, EARLY: tl.constexpr):
+    """What a row's scores are lessened by, in units of log 2: no less than the largest of them.
+
+    `_weights` does so without rounding products. Of scores of 2^32 the largest would else be as much as
+    256 more than its own rounded product, and its weight infinite. What is too much cancels.
+    """
+    largest = tl.maximum(largest, LOWEST)  # of a row of nothing but minus infinity
+    if EARLY:
+        return largest
+    else:
+        return _product_above(largest, scale2)
+
+
+@triton.jit
+def _weights(s, shift, scale2, EARLY: tl.constexpr):
+    if EARLY:
+        return exp2(s - shift[:, None])
+    else:
+        return exp2(s * scale2 - shift[:, None])
 
 
 @triton.jit
@@ -148,20 +173,19 @@ def _dq_of_tile(
             EARLY, MASKED,
         )  # fmt: skip
         largest = tl.max(_max_onto(s0, s1), 1)
-    if EARLY:  # a row of nothing but minus infinity
-        largest = tl.where(largest == NOTHING, 0.0, largest)
-    e0 = _weights(s0, largest, scale2, EARLY)
+    shift = _shift(largest, scale2, EARLY)
+    e0 = _weights(s0, shift, scale2, EARLY)
     dp0 = dot_rows(g0, g1, v00, v01, None)
     if k10 is None:
         total = tl.sum(e0, 1)
         delta = tl.sum(e0 * dp0, 1)
     else:
-        e1 = _weights(s1, largest, scale2, EARLY)
+        e1 = _weights(s1, shift, scale2, EARLY)
         dp1 = dot_rows(g0, g1, v10, v11, None)
         total = tl.sum(_sum_onto(e0, e1), 1)
         delta = tl.sum(_dot_onto(e0, dp0, e1 * dp1), 1)
-    if EARLY:
-        total = tl.where(total == 0, 1.0, total)
+    # Of nothing but zeros, as of a row that is masked; those have no gradient. In one instruction.
+    total = tl.maximum(total, 5.421010862427522e-20)
     inverse = reciprocal(total)
     delta *= inverse
     inverse *= scale

@@ -9,28 +9,38 @@ The backward kernels work with S^T rather than S where keys are kept, so that P^
 registers as the next product wants them. They start dP at -delta instead of subtracting it.
 """
 
+# ruff: noqa: RET505 - Triton compiles what follows an early return of a constant branch
 import triton
 import triton.language as tl
 
 from .attention_tiles import (
     LN2,
     LOG2E,
+    LOWEST,
     NOTHING,
     dot,
     dot_rows,
-    exp2,
     head_of,
     load_bias,
     load_rows,
     load_tile,
     only_columns,
-    reciprocal,
     row_at,
     start_of,
     store_tile,
 )
-from .floats import narrow, widen
+from .floats import exp2, narrow, product, reciprocal, widen
 from .rows import turns
+
+
+@triton.jit
+def _weights(s, largest, scale2, EARLY: tl.constexpr):
+    if EARLY:
+        return exp2(s - largest)
+    else:
+        # Subtracted before it is scaled, so that the largest score's difference is 0, however large
+        # that is.
+        return exp2((s - largest) * scale2)
 
 
 @triton.jit
@@ -81,7 +91,7 @@ def attention_forward_kernel(
     first = block * ROWS
     q0 = load_tile(q, first, queries, q_row, ROWS, 0, D0, D, UNIT, OFFSET, False)
     q1 = load_tile(q, first, queries, q_row, ROWS, D0, D1, D, UNIT, OFFSET, False)
-    largest = tl.full([ROWS], NOTHING, tl.float32)
+    largest = tl.full([ROWS], LOWEST, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc0 = tl.zeros([ROWS, D0], tl.float32)
     if D1 > 0:
@@ -94,26 +104,16 @@ def attention_forward_kernel(
             k0 = load_rows(k_at, start, keys, k_row, KEYS, 0, D0, D, UNIT, OFFSET, tail == 0)
             k1 = load_rows(k_at, start, keys, k_row, KEYS, D0, D1, D, UNIT, OFFSET, tail == 0)
             s = dot_rows(q0, q1, k0, k1, None)
-            if EARLY:
+            if EARLY and bias is None:
+                s = product(s, scale2)
+            elif EARLY:
                 s *= scale2
-                if bias is not None:
-                    s += load_bias(
-                        bias, first, queries, bias_row, start, keys, bias_key, ROWS, KEYS
-                    )
+                s += load_bias(bias, first, queries, bias_row, start, keys, bias_key, ROWS, KEYS)
             if tail:
                 s = only_columns(s, start, keys)
-            if EARLY:
-                new = tl.maximum(largest, tl.max(s, 1))
-                # A row of nothing but minus infinity has no maximum to subtract.
-                shift = tl.where(new == NOTHING, 0.0, new)
-                p = exp2(s - shift[:, None])
-                kept = exp2(largest - shift)
-            else:
-                # Subtracted before it is scaled, so that the largest score's difference is 0, however
-                # large that is.
-                new = tl.maximum(largest, tl.max(s, 1))
-                p = exp2((s - new[:, None]) * scale2)
-                kept = exp2((largest - new) * scale2)
+            new = tl.maximum(largest, tl.max(s, 1))
+            p = _weights(s, new[:, None], scale2, EARLY)
+            kept = _weights(largest, new, scale2, EARLY)
             largest = new
             total = total * kept + tl.sum(p, 1)
             acc0 *= kept[:, None]
@@ -127,7 +127,8 @@ def attention_forward_kernel(
                 acc1 = dot(p, v1, acc1)
             k_at = row_at(k_at, KEYS, k_row, UNIT)
             v_at = row_at(v_at, KEYS, v_row, UNIT)
-    total = tl.where(total == 0, 1.0, total)
+    empty = total == 0
+    total = tl.where(empty, 1.0, total)
     inverse = reciprocal(total)[:, None]
     store_tile(out, first, queries, out_row, acc0 * inverse, ROWS, 0, D0, D, UNIT, OFFSET, False)
     if D1 > 0:
@@ -138,7 +139,8 @@ def attention_forward_kernel(
             largest *= scale2
         rows = first + tl.arange(0, ROWS)
         place = lse + (batch * heads + head) * queries + rows
-        tl.store(place, (largest + tl.log2(total)) * LN2, mask=rows < queries)
+        log = tl.where(empty, NOTHING, (largest + tl.log2(total)) * LN2)
+        tl.store(place, log, mask=rows < queries)
 
 
 @triton.jit

@@ -14,6 +14,8 @@ from .floats import INTERPRET, narrow, widen
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 NOTHING = tl.constexpr(float("-inf"))
+#: Where a row's maximum begins: of scores that are all minus infinity it can still be subtracted.
+LOWEST = tl.constexpr(-3.40282346638528859811704183484516925e38)
 MOST_BIAS = tl.constexpr(biases.MOST_BIAS)
 
 
@@ -36,28 +38,6 @@ def dot_rows(a0, a1, b0, b1, start):
     if a1 is not None:
         start = dot(a1, tl.trans(b1), start)
     return dot(a0, tl.trans(b0), start)
-
-
-@triton.jit
-def exp2(x):
-    """2^x, to 2 units in the last place; what is below 2^-126 is zero."""
-    if INTERPRET:
-        return tl.exp2(x)
-    else:
-        return tl.inline_asm_elementwise(
-            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
-
-
-@triton.jit
-def reciprocal(x):
-    """1 / x, to a unit in the last place."""
-    if INTERPRET:
-        return 1.0 / x
-    else:
-        return tl.inline_asm_elementwise(
-            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
 
 
 @triton.jit

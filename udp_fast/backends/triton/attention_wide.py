@@ -19,17 +19,16 @@ import triton.language as tl
 
 from .attention_tiles import (
     LN2,
+    LOWEST,
     NOTHING,
     dot,
-    exp2,
     load_bias,
     load_tile,
     only_columns,
-    reciprocal,
     start_of,
     store_tile,
 )
-from .floats import narrow
+from .floats import exp2, narrow, reciprocal
 
 DQ = tl.constexpr(0)
 DK = tl.constexpr(1)
@@ -71,6 +70,18 @@ def _dot_chunks(
 
 
 @triton.jit
+def places_in_piece(
+    base, piece, first, count, row, ROWS: tl.constexpr, PIECE: tl.constexpr, D: tl.constexpr,
+    UNIT: tl.constexpr,
+):  # fmt: skip
+    """(addresses, which of them exist) of a piece that the head dim may not fill."""
+    columns = piece * PIECE + tl.arange(0, PIECE)
+    rows = first + tl.arange(0, ROWS)
+    places = rows.to(tl.int64)[:, None] * (tl.cast(row, tl.int64) * UNIT) + columns[None, :]
+    return base + places, (rows < count)[:, None] & (columns < D)[None, :]
+
+
+@triton.jit
 def _load_piece(
     base, piece, first, count, row, ROWS: tl.constexpr, PIECE: tl.constexpr, D: tl.constexpr,
     UNIT: tl.constexpr, OFFSET: tl.constexpr,
@@ -79,11 +90,8 @@ def _load_piece(
         base += piece * PIECE
         return load_tile(base, first, count, row, ROWS, 0, PIECE, PIECE, UNIT, OFFSET, False)
     else:
-        columns = piece * PIECE + tl.arange(0, PIECE)
-        rows = first + tl.arange(0, ROWS)
-        places = rows.to(tl.int64)[:, None] * (row * UNIT) + columns[None, :]
-        inside = (rows < count)[:, None] & (columns < D)[None, :]
-        return tl.load(base + places, mask=inside, other=0.0)
+        places, inside = places_in_piece(base, piece, first, count, row, ROWS, PIECE, D, UNIT)
+        return tl.load(places, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -95,11 +103,8 @@ def _store_piece(
         base += piece * PIECE
         store_tile(base, first, count, row, value, ROWS, 0, PIECE, PIECE, UNIT, OFFSET, False)
     else:
-        columns = piece * PIECE + tl.arange(0, PIECE)
-        rows = first + tl.arange(0, ROWS)
-        places = rows.to(tl.int64)[:, None] * (row * UNIT) + columns[None, :]
-        inside = (rows < count)[:, None] & (columns < D)[None, :]
-        tl.store(base + places, narrow(value, base.dtype.element_ty), mask=inside)
+        places, inside = places_in_piece(base, piece, first, count, row, ROWS, PIECE, D, UNIT)
+        tl.store(places, narrow(value, base.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -148,7 +153,7 @@ def attention_wide_forward_kernel(
     if bias is not None:
         bias = start_of(bias, bias_batch, bias_head, batch, head, 1)
     first = block * ROWS
-    largest = tl.full([ROWS], NOTHING, tl.float32)
+    largest = tl.full([ROWS], LOWEST, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, PIECE], tl.float32)
     for start in range(0, keys, KEYS):
@@ -161,22 +166,23 @@ def attention_wide_forward_kernel(
             s += load_bias(bias, first, queries, bias_row, start, keys, bias_key, ROWS, KEYS)
         s = only_columns(s, start, keys)
         new = tl.maximum(largest, tl.max(s, 1))
-        shift = tl.where(new == NOTHING, 0.0, new)
-        p = exp2(s - shift[:, None])
-        kept = exp2(largest - shift)
+        p = exp2(s - new[:, None])
+        kept = exp2(largest - new)
         largest = new
         total = total * kept + tl.sum(p, 1)
         acc *= kept[:, None]
         values = _load_piece(v, piece, start, keys, v_row, KEYS, PIECE, D, UNIT, OFFSET)
         acc = dot(narrow(p, values.dtype), values, acc)
-    total = tl.where(total == 0, 1.0, total)
+    empty = total == 0
+    total = tl.where(empty, 1.0, total)
     acc *= reciprocal(total)[:, None]
     _store_piece(out, piece, first, queries, out_row, acc, ROWS, PIECE, D, UNIT, OFFSET)
     if lse is not None:  # noqa: SIM102 - decided when compiling, the next when running
         if piece == 0:
             rows = first + tl.arange(0, ROWS)
             place = lse + (batch * heads + head) * queries + rows
-            tl.store(place, (largest + tl.log2(total)) * LN2, mask=rows < queries)
+            log = tl.where(empty, NOTHING, (largest + tl.log2(total)) * LN2)
+            tl.store(place, log, mask=rows < queries)
 
 
 @triton.jit

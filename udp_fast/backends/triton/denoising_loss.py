@@ -13,20 +13,9 @@ from torch import Tensor
 from . import sums
 from .floats import fma, narrow, widen
 from .launch import float32, launch, launch_sums, width_of
-from .noise import GIVEN, NORMAL, draw_interleaved, draw_row
-from .philox import noise_key
+from .noise import NORMAL, draw_groups, draw_row, key_of, of_groups
 from .q_sample import levels
-from .rows import (
-    at,
-    group_place,
-    inside_of,
-    lanes,
-    program_groups,
-    program_row,
-    row_part,
-    turns,
-    zero_outside,
-)
+from .rows import at, inside_of, lanes, program_place, turns, zero_outside
 from .walk import draw_of, finish, operand, placed, walk_of
 
 EXPLICIT = tl.constexpr(0)
@@ -89,8 +78,9 @@ def denoising_loss_kernel(
     table,  # *float32 [T] or None
     key,  # *int64 [B, 3] or None
     weight,  # *float32 [B] or None
-    factor,  # float32: dloss/dpred = (factor + factor_rest) * weight * (pred - target)
-    factor_rest,
+    scale,  # float32: dloss/dpred = (scale + scale_rest) / elements * weight * (pred - target)
+    scale_rest,
+    elements,  # of an image; divided by here, since torch.compile does not see through float32(...)
     partials,  # *float64 [programs]
     channels,
     pixels,
@@ -102,23 +92,17 @@ def denoising_loss_kernel(
     GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    if INTERLEAVED == 0:
-        image, channel, chunk = program_row(channels, chunks)
-        first, size = row_part(chunk, pixels)
-    else:
-        image, first, size = program_groups(pixels, quads, chunks)
+    image, channel, first, size = program_place(channels, pixels, chunks, quads, INTERLEAVED)
     if TARGET == VELOCITY:
         signal, level = levels(t, table, image, False)
     else:
         signal, level = 0.0, 0.0
-    factor = tl.cast(factor, tl.float32)
+    rest = tl.cast(scale_rest, tl.float32).to(tl.float64)
+    factor = (tl.cast(scale, tl.float32).to(tl.float64) + rest) / tl.cast(elements, tl.float64)
     if weight is not None:
-        exact = factor.to(tl.float64) + tl.cast(factor_rest, tl.float32).to(tl.float64)
-        factor = (exact * tl.load(weight + image).to(tl.float64)).to(tl.float32)
-    if DRAW == GIVEN and INTERLEAVED == 0:
-        key0, key1, draw, step, stream = 0, 0, 0, 0, 0
-    else:
-        key0, key1, draw, step, stream = noise_key(key, image)
+        factor *= tl.load(weight + image).to(tl.float64)
+    factor = factor.to(tl.float32)
+    key0, key1, draw, step, stream = key_of(key, image, DRAW, INTERLEAVED)
     pred += image * pred_image
     given = at(given, image * given_image)
     x = at(x, image * x_image)
@@ -153,22 +137,20 @@ def denoising_loss_kernel(
         for tail in tl.static_range(2):
             begin, end = turns(size, tail, GROUPS)
             for start in range(begin, end, GROUPS):
-                group = first + start + tl.arange(0, GROUPS)
-                offset, stride, block, plane = group_place(group, quads, pixels, INTERLEAVED)
-                n0, n1, n2, n3 = draw_interleaved(
-                    block, plane, key0, key1, draw, step, stream, NORMAL, INTERLEAVED
-                )
+                offset, stride, n = draw_groups(
+                    first, start, quads, pixels, key0, key1, draw, step, stream,
+                    NORMAL, INTERLEAVED, GROUPS,
+                )  # fmt: skip
                 inside = inside_of((start + tl.arange(0, GROUPS))[:, None], size, tail)
                 for k in tl.static_range(INTERLEAVED):
-                    n = n0 if k == 0 else n1 if k == 1 else n2 if k == 2 else n3
-                    i = (offset + k * stride)[:, None] + tl.arange(0, 4)[None, :]
+                    i = of_groups(offset, stride, k)
                     total += _tile(
                         pred + i,
                         None,
                         at(x, i),
                         at(grad, i),
                         inside,
-                        n,
+                        n[k],
                         signal,
                         level,
                         factor,
@@ -216,8 +198,8 @@ def denoising_loss(
     ]
     way = walk_of(pred.shape, read, draws)
     elements = pred.numel() // images
-    factor = grad_scale * 2 / elements
-    high = float32(factor)
+    scale = grad_scale * 2
+    high = float32(scale)
     weight = None if weight is None else weight.contiguous()
     partials = pred.new_empty((way.programs,), dtype=torch.float64)
     loss = pred.new_empty((images,), dtype=torch.float32)
@@ -231,7 +213,8 @@ def denoising_loss(
         None if key is None else key.contiguous(),
         weight,
         high,
-        factor - high,
+        scale - high,
+        elements,
         partials,
         way.channels,
         way.pixels,

@@ -14,6 +14,7 @@ changes. Forward is three launches; backward is three, or two where dx is not wa
 # both conditions where one is constant
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,6 +31,9 @@ from .launch import DEFAULT, float32, launch, launch_sums
 from .rows import zero_outside
 
 TILE = tl.constexpr(DEFAULT[0])
+#: Partial results at a time of the second stages. Not a parameter: torch.compile takes a kernel that
+#: is started without one of its parameters to write all of its operands.
+BLOCK = tl.constexpr(256)
 
 
 # --- one element ----------------------------------------------------------------------------------
@@ -39,6 +43,8 @@ TILE = tl.constexpr(DEFAULT[0])
 def sigmoid(u, EXACT: tl.constexpr):
     """(1 / (1 + e^-u), the rest to 1); see csrc/cuda/group_norm_silu.cu."""
     v = tl.maximum(u, -87.0)
+    if EXACT:
+        v = tl.minimum(v, 128.0)  # of infinity, whose e is 0 as well, `rest` would be none
     e = exp2(v * -1.44269502162933349609375)
     if EXACT:
         power = v * 1.44269502162933349609375
@@ -190,7 +196,10 @@ def _folded_sum(x, LAST: tl.constexpr, COLS: tl.constexpr):
 
 @triton.jit
 def _folded_moments(n, mean, square, LAST: tl.constexpr, COLS: tl.constexpr):
-    """(mean, squares about it) of [M] parts of n elements, folded to one for each channel."""
+    """(mean, squares about it) of [M] parts of n elements, folded to one for each channel.
+
+    A part of no elements has the mean 0, so that its distance is one that the others have.
+    """
     if LAST:
         count: tl.constexpr = COLS
     else:
@@ -202,7 +211,7 @@ def _folded_moments(n, mean, square, LAST: tl.constexpr, COLS: tl.constexpr):
             square, others = _pairs(square, LAST)
             apart = other - mean
             share = more / tl.maximum(n + more, 1.0)
-            square += fma(apart * apart, n * share, others)
+            square += fma(n * share * apart, apart, others)
             mean = fma(apart, share, mean)
             n += more
     return mean, square
@@ -302,7 +311,8 @@ def channel_moments_kernel(
     mean = total / tl.maximum(n, 1.0)
     square = fma(0.0 - total, mean, square)
     square = tl.where(square < 0.0, 0.0, square)  # NaN stays
-    mean, square = _folded_moments(n, origin + mean, square, LAST, COLS)
+    mean = tl.where(n > 0.0, origin + mean, 0.0)
+    mean, square = _folded_moments(n, mean, square, LAST, COLS)
     _store(partials, mean, image, piece, base, channels, chunks, LAST, COLS)
     _store(partials + count, square, image, piece, base, channels, chunks, LAST, COLS)
 
@@ -467,8 +477,9 @@ def group_moments_kernel(
     count,
     mean,  # *float32 [N, channels / group]
     rstd,
-    eps,  # float32 eps + float32 eps_rest
+    eps,  # (float32 eps + float32 eps_rest) * float32 eps_unit^2
     eps_rest,
+    eps_unit,
     entries,  # of a group: group * chunks
     elements,
     groups,  # of an image
@@ -476,7 +487,6 @@ def group_moments_kernel(
     pixels,
     chunk,
     chunks,
-    BLOCK: tl.constexpr = 256,
 ):
     program = tl.program_id(0)
     partials += program.to(tl.int64) * entries
@@ -498,6 +508,8 @@ def group_moments_kernel(
         total = tl.fma(n * apart, apart, total) + squares
     variance = tl.sum(total) / elements
     exact = tl.cast(eps, tl.float32).to(tl.float64) + tl.cast(eps_rest, tl.float32).to(tl.float64)
+    unit = tl.cast(eps_unit, tl.float32).to(tl.float64)
+    exact *= unit * unit
     image = program // groups
     first = x + image.to(tl.int64) * image_size + (program - image * groups).to(tl.int64) * between
     tl.store(mean + program, (widen(tl.load(first)).to(tl.float64) + middle).to(tl.float32))
@@ -518,7 +530,6 @@ def _terms_of_group(
     elements,
     channels,
     chunks,
-    BLOCK: tl.constexpr,
 ):
     """Weighted as a single element is, so that one alone in its group has no gradient at all."""
     entries = group * chunks
@@ -553,7 +564,6 @@ def _gradients_of_channel(
     group,
     channels,
     chunks,
-    BLOCK: tl.constexpr,
 ):
     e = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float64)
@@ -591,7 +601,6 @@ def gradient_terms_kernel(
     elements,
     channels,
     chunks,
-    BLOCK: tl.constexpr = 256,
 ):
     program = tl.program_id(0)
     if terms is not None:
@@ -609,7 +618,6 @@ def gradient_terms_kernel(
                 elements,
                 channels,
                 chunks,
-                BLOCK,
             )
     if dweight is not None or dbias is not None:
         if program >= of_groups:
@@ -624,7 +632,6 @@ def gradient_terms_kernel(
                 group,
                 channels,
                 chunks,
-                BLOCK,
             )
 
 
@@ -679,6 +686,14 @@ def _contiguous(values: Tensor | None) -> Tensor | None:
     return None if values is None else values.contiguous()
 
 
+def parts_of(eps: float) -> tuple[float, float, float]:
+    """(high, rest, unit), float32 numbers: eps = (high + rest) * unit^2, beyond their range, too."""
+    eps = min(eps, 1e95)  # from there on 1 / sqrt(eps) is zero
+    unit = 2.0 ** max(-126, min(127, math.frexp(eps)[1] // 2))
+    high = float32(eps / unit**2)
+    return high, eps / unit**2 - high, unit
+
+
 def group_norm_silu(
     x: Tensor,
     weight: Tensor | None,
@@ -712,8 +727,7 @@ def group_norm_silu(
         count,
         mean,
         rstd,
-        float32(eps),
-        eps - float32(eps),
+        *parts_of(eps),
         group * way.chunks,
         group * pixels,
         num_groups,

@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -40,32 +41,34 @@ class Launch(NamedTuple):
     fuses: bool  # products and sums, where the source does not say so
 
 
-_recorded: list[Launch] | None = None
-_tracing = False
+_recorded: ContextVar[list[Launch] | None] = ContextVar("udp_fast_recorded", default=None)
+_tracing: ContextVar[bool] = ContextVar("udp_fast_tracing", default=False)
 _tunable: dict[Any, tuple[str, ...]] = {}
 _tuned: dict[tuple[Any, int], Any] = {}
+
+#: What a kernel calls the sizes that its best tile depends on.
+_SIZES = ("pixels", "columns", "elements")
 
 
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
     """Within it kernels are noted instead of run: what an op launches, for any device and size."""
-    global _recorded
-    before, _recorded = _recorded, []
+    launches: list[Launch] = []
+    token = _recorded.set(launches)
     try:
-        yield _recorded
+        yield launches
     finally:
-        _recorded = before
+        _recorded.reset(token)
 
 
 @contextmanager
 def traced() -> Iterator[None]:
     """Within it kernels are put into torch.compile's graph instead of run."""
-    global _tracing
-    before, _tracing = _tracing, True
+    token = _tracing.set(True)
     try:
         yield
     finally:
-        _tracing = before
+        _tracing.reset(token)
 
 
 def width_of(*stored: Tensor) -> int:
@@ -87,7 +90,7 @@ def number(value: Tensor, device: torch.device) -> tuple[float | Tensor, int | N
 
     One number on the CPU is passed with the launch, since copying it would stall the stream.
     """
-    if value.dim() == 0 and value.device.type == "cpu" and not _tracing:
+    if value.dim() == 0 and value.device.type == "cpu" and not _tracing.get():
         return float(value), None
     return value.to(device), value.stride(0) if value.dim() else 0
 
@@ -113,7 +116,8 @@ def tuned(launch: Launch) -> Iterator[Launch]:
 
 def launch(kernel: Any, programs: int, width: int, *args: Any, **constants: Any) -> None:
     """Runs ``programs`` programs of a kernel that walks over images, on its tensors' device."""
-    if AUTOTUNE and kernel in _tunable and _recorded is None and not _tracing:
+    runs = _recorded.get() is None and not _tracing.get()
+    if AUTOTUNE and kernel in _tunable and runs:
         _run(_autotuner(kernel, width), programs, args, constants)
     else:
         elements, warps = DEFAULT
@@ -139,10 +143,11 @@ def launch_tiles(
 
 
 def _run(kernel: Any, programs: int, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-    if _recorded is not None:
+    launches = _recorded.get()
+    if launches is not None:
         arguments = dict(zip(kernel.arg_names, args, strict=False))
         arguments |= {name: named[name] for name in kernel.arg_names if name in named}
-        _recorded.append(
+        launches.append(
             Launch(
                 kernel,
                 programs,
@@ -153,7 +158,7 @@ def _run(kernel: Any, programs: int, args: tuple[Any, ...], named: dict[str, Any
             )
         )
         return
-    if _tracing:
+    if _tracing.get():
         # Inductor compiles with its own options and has no place for this one.
         named = {name: value for name, value in named.items() if name != "enable_fp_fusion"}
         kernel = torch.library.wrap_triton(kernel)
@@ -169,6 +174,7 @@ def _autotuner(kernel: Any, width: int) -> Any:
             )
             for elements, warps in CONFIGS
         ]
-        tune = triton.autotune(configs, key=["pixels"], restore_value=list(_tunable[kernel]))
+        sizes = [name for name in kernel.arg_names if name in _SIZES]
+        tune = triton.autotune(configs, key=sizes, restore_value=list(_tunable[kernel]))
         _tuned[kernel, width] = tune(kernel)
     return _tuned[kernel, width]

@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 
 from .normal import normal_pair, uniform
-from .philox import philox4x32_10
-from .rows import lanes
+from .philox import noise_key, philox4x32_10
+from .rows import group_place, lanes
 
 NORMAL = tl.constexpr(0)
 UNIFORM = tl.constexpr(1)
@@ -20,6 +20,15 @@ UNIFORM = tl.constexpr(1)
 GIVEN = tl.constexpr(0)
 RUNS = tl.constexpr(1)
 SCATTERED = tl.constexpr(2)
+
+
+@triton.jit
+def key_of(key, image, DRAW: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """(key0, key1, draw, step, stream) of an image; of zeros where nothing is drawn."""
+    if DRAW == GIVEN and INTERLEAVED == 0:
+        return 0, 0, 0, 0, 0
+    else:
+        return noise_key(key, image)
 
 
 @triton.jit
@@ -92,6 +101,34 @@ def draw_interleaved(
             interleave4(a2, b2, c2, d2),
             interleave4(a3, b3, c3, d3),
         )
+
+
+@triton.jit
+def draw_groups(
+    first,  # group of the program
+    start,  # the tile's first, from there
+    quads,
+    pixels,
+    key0,
+    key1,
+    draw,
+    step,
+    stream,
+    KIND: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """(offset, stride, numbers) of a tile of groups of an interleaved image."""
+    group = first + start + tl.arange(0, GROUPS)
+    offset, stride, block, plane = group_place(group, quads, pixels, CHANNELS)
+    numbers = draw_interleaved(block, plane, key0, key1, draw, step, stream, KIND, CHANNELS)
+    return offset, stride, numbers
+
+
+@triton.jit
+def of_groups(offset, stride, k: tl.constexpr):
+    """[G, 4] offsets of what the k-th of `draw_groups`' numbers are for."""
+    return (offset + k * stride)[:, None] + tl.arange(0, 4)[None, :]
 
 
 @triton.jit

@@ -48,14 +48,13 @@ def nothing_or_nan(x):
 
 
 @triton.jit
-def project(delta, x, nothing, bound, scale, lo, hi):
-    """Onto the ball (linf: bound, scale 1; l2: scale, the largest float), then into the range.
+def project(delta, x, nothing, lo, hi):
+    """Of a delta on its ball, to where lo <= x + delta <= hi.
 
     ``nothing``: 0, or `nothing_or_nan` of an x that may be any float. With it no zero is negative, and
     so the order of zeros does not show in the result.
     """
-    d = at_least(product(within(delta, bound), scale) + nothing, lo - x)
-    return at_most(d, hi - x)
+    return at_most(at_least(delta + nothing, lo - x), hi - x)
 
 
 @triton.jit

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import sums
-from .floats import at_most, narrow, widen
+from .floats import at_most, narrow, product, widen
 from .launch import float32, launch, launch_sums, number, tunable, width_of
 from .pgd import (
     LARGEST,
@@ -20,6 +20,7 @@ from .pgd import (
     nothing_or_nan,
     project,
     stepped,
+    within,
 )
 from .rows import at, inside_of, lanes, per_image, program_row, row_part, turns, zero_outside
 from .walk import Operand, Walk, finish, image_shape, operand, placed, walk_of
@@ -54,6 +55,15 @@ def gradient_square_kernel(
 
 
 @triton.jit
+def size_of_step(alpha, alpha_stride, image, MAXIMIZE: tl.constexpr):
+    size = per_image(alpha, alpha_stride, image)
+    if MAXIMIZE:
+        return size
+    else:
+        return size * -1.0
+
+
+@triton.jit
 def step_size_kernel(
     partials,  # *float64 [B, count], of the gradient's squares
     count,
@@ -64,22 +74,11 @@ def step_size_kernel(
 ):
     image = tl.program_id(0)
     length = tl.sqrt(sums.of_image(partials, image, count))
-    size = per_image(alpha, alpha_stride, image)
-    if not MAXIMIZE:
-        size = size * -1.0
+    size = size_of_step(alpha, alpha_stride, image, MAXIMIZE)
     # Below the smallest normal float32 there is no direction to speak of.
     moves = length >= 1.1754943508222875e-38
     size = (size.to(tl.float64) / tl.where(moves, length, 1.0)).to(tl.float32)
     tl.store(sizes + image, tl.where(moves, size, 0.0))
-
-
-@triton.jit
-def size_of_step(alpha, alpha_stride, image, MAXIMIZE: tl.constexpr):
-    size = per_image(alpha, alpha_stride, image)
-    if MAXIMIZE:
-        return size
-    else:
-        return size * -1.0
 
 
 @triton.jit
@@ -171,8 +170,8 @@ def step_tile(
     adv,
     inside,
     move,
-    bound,
-    shrink,
+    bound,  # of the linf ball; for the l2 ball the largest float
+    shrink,  # into the l2 ball; for the linf ball 1
     lo,
     hi,
     width,
@@ -185,7 +184,7 @@ def step_tile(
 ):
     """Steps a tile; returns its gradient elements that are not finite, int32 [G, W] of 0 and 1."""
     g = zero_outside(widen(tl.load(grad, mask=inside)), inside)
-    d = _stepped_tile(delta, g, mask, inside, move, SIGN)
+    d = product(within(_stepped_tile(delta, g, mask, inside, move, SIGN), bound), shrink)
     original = tl.load(x, mask=inside)
     if x.dtype.element_ty == tl.uint8:
         original = from_byte(original.to(tl.float32), lo, width)
@@ -193,7 +192,7 @@ def step_tile(
     else:
         original = from_float(widen(original))
         nothing = nothing_or_nan(original)
-    d = project(d, original, nothing, bound, shrink, lo, hi)
+    d = project(d, original, nothing, lo, hi)
     stored = narrow(d, delta.dtype.element_ty)
     tl.store(delta, stored, mask=inside)
     y = adversarial(original, widen(stored), out_scale, out_shift, out_lo, out_hi, MAPS)
@@ -295,13 +294,16 @@ def count_kernel(
     skipped,  # *int64 [B]
 ):
     image = tl.program_id(0)
-    tl.store(skipped + image, sums.of_image(partials, image, count).to(tl.int64))
+    tl.store(skipped + image, sums.of_image(partials, image, count))
 
 
 def ranges(lo: float, hi: float, out_lo: float, out_hi: float) -> tuple[float, ...]:
-    """What kernels take for them: lo, hi, width, out_lo, out_hi, out_scale, out_shift."""
+    """What kernels take for them: lo, hi, width, out_lo, out_hi, out_scale, out_shift.
+
+    The shift has csrc/math/pgd.h's roundings.
+    """
     scale = (out_hi - out_lo) / (hi - lo)
-    shift = float32(out_lo - float32(float32(lo) * float32(scale)))
+    shift = float32(float32(out_lo) - float32(float32(lo) * float32(scale)))
     return lo, hi, hi - lo, out_lo, out_hi, scale, shift
 
 

@@ -8,18 +8,8 @@ from torch import Tensor
 
 from .floats import fma, narrow, widen
 from .launch import launch, tunable, width_of
-from .noise import GIVEN, NORMAL, draw_interleaved, draw_row
-from .philox import noise_key
-from .rows import (
-    at,
-    group_place,
-    inside_of,
-    lanes,
-    program_groups,
-    program_row,
-    row_part,
-    turns,
-)
+from .noise import NORMAL, draw_groups, draw_row, key_of, of_groups
+from .rows import at, inside_of, lanes, program_place, turns
 from .walk import draw_of, finish, operand, placed, walk_of
 
 
@@ -73,19 +63,18 @@ def q_sample_kernel(
     GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
+    image, channel, first, size = program_place(channels, pixels, chunks, quads, INTERLEAVED)
+    signal, level = levels(t, table, image, FLOW)
+    key0, key1, draw, step, stream = key_of(key, image, DRAW, INTERLEAVED)
+    x += image * x_image
+    noise = at(noise, image * noise_image)
+    out += image * out_image
+    noise_out = at(noise_out, image * out_image)
     if INTERLEAVED == 0:
-        image, channel, chunk = program_row(channels, chunks)
-        first, size = row_part(chunk, pixels)
-        signal, level = levels(t, table, image, FLOW)
-        if DRAW == GIVEN:
-            key0, key1, draw, step, stream = 0, 0, 0, 0, 0
-            noise += image * noise_image + channel * noise_channel + first * noise_pixel
-        else:
-            key0, key1, draw, step, stream = noise_key(key, image)
-        x += image * x_image + channel * x_channel + first * x_pixel
-        to_out = image * out_image + channel * out_channel + first * out_pixel
-        out += to_out
-        noise_out = at(noise_out, to_out)
+        x += channel * x_channel + first * x_pixel
+        noise = at(noise, channel * noise_channel + first * noise_pixel)
+        out += channel * out_channel + first * out_pixel
+        noise_out = at(noise_out, channel * out_channel + first * out_pixel)
         index = channel * pixels + first
         for tail in tl.static_range(2):
             begin, end = turns(size, tail, GROUPS * WIDTH)
@@ -105,25 +94,17 @@ def q_sample_kernel(
                     level,
                 )
     else:
-        image, first, size = program_groups(pixels, quads, chunks)
-        signal, level = levels(t, table, image, FLOW)
-        key0, key1, draw, step, stream = noise_key(key, image)
-        x += image * x_image
-        out += image * out_image
-        noise_out = at(noise_out, image * out_image)
         for tail in tl.static_range(2):
             begin, end = turns(size, tail, GROUPS)
             for start in range(begin, end, GROUPS):
-                group = first + start + tl.arange(0, GROUPS)
-                offset, stride, block, plane = group_place(group, quads, pixels, INTERLEAVED)
-                n0, n1, n2, n3 = draw_interleaved(
-                    block, plane, key0, key1, draw, step, stream, NORMAL, INTERLEAVED
-                )
+                offset, stride, n = draw_groups(
+                    first, start, quads, pixels, key0, key1, draw, step, stream,
+                    NORMAL, INTERLEAVED, GROUPS,
+                )  # fmt: skip
                 inside = inside_of((start + tl.arange(0, GROUPS))[:, None], size, tail)
                 for k in tl.static_range(INTERLEAVED):
-                    n = n0 if k == 0 else n1 if k == 1 else n2 if k == 2 else n3
-                    i = (offset + k * stride)[:, None] + tl.arange(0, 4)[None, :]
-                    _tile(x + i, None, out + i, at(noise_out, i), inside, n, signal, level)
+                    i = of_groups(offset, stride, k)
+                    _tile(x + i, None, out + i, at(noise_out, i), inside, n[k], signal, level)
 
 
 def q_sample(

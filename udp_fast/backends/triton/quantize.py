@@ -7,18 +7,8 @@ from torch import Tensor
 
 from .floats import fma, product, saturated_product, widen
 from .launch import launch, number, tunable, width_of
-from .noise import GIVEN, UNIFORM, draw_interleaved, draw_row
-from .philox import noise_key
-from .rows import (
-    group_place,
-    inside_of,
-    lanes,
-    per_image,
-    program_groups,
-    program_row,
-    row_part,
-    turns,
-)
+from .noise import UNIFORM, draw_groups, draw_row, key_of, of_groups
+from .rows import inside_of, lanes, per_image, program_place, turns
 from .walk import draw_of, finish, operand, placed, walk_of
 
 
@@ -84,18 +74,11 @@ def quantize_kernel(
     GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    if INTERLEAVED == 0:
-        image, channel, chunk = program_row(channels, chunks)
-        first, size = row_part(chunk, pixels)
-    else:
-        image, first, size = program_groups(pixels, quads, chunks)
+    image, channel, first, size = program_place(channels, pixels, chunks, quads, INTERLEAVED)
     # The 2^-10 makes 8/255, which float32 rounds down, eight levels.
     budget = per_image(eps, eps_stride, image).to(tl.float64)
     levels = tl.floor(budget * 255.0 + 0.0009765625).to(tl.float32)
-    if DRAW == GIVEN and INTERLEAVED == 0:
-        key0, key1, draw, step, stream = 0, 0, 0, 0, 0
-    else:
-        key0, key1, draw, step, stream = noise_key(key, image)
+    key0, key1, draw, step, stream = key_of(key, image, DRAW, INTERLEAVED)
     value += image * value_image
     original += image * original_image
     out += image * out_image
@@ -126,17 +109,23 @@ def quantize_kernel(
         for tail in tl.static_range(2):
             begin, end = turns(size, tail, GROUPS)
             for start in range(begin, end, GROUPS):
-                group = first + start + tl.arange(0, GROUPS)
-                offset, stride, block, plane = group_place(group, quads, pixels, INTERLEAVED)
-                u0, u1, u2, u3 = draw_interleaved(
-                    block, plane, key0, key1, draw, step, stream, UNIFORM, INTERLEAVED
-                )
+                offset, stride, u = draw_groups(
+                    first, start, quads, pixels, key0, key1, draw, step, stream,
+                    UNIFORM, INTERLEAVED, GROUPS,
+                )  # fmt: skip
                 inside = inside_of((start + tl.arange(0, GROUPS))[:, None], size, tail)
                 for k in tl.static_range(INTERLEAVED):
-                    u = u0 if k == 0 else u1 if k == 1 else u2 if k == 2 else u3
-                    i = (offset + k * stride)[:, None] + tl.arange(0, 4)[None, :]
+                    i = of_groups(offset, stride, k)
                     _tile(
-                        value + i, original + i, out + i, inside, u, levels, lo, to_levels, IS_IMAGE
+                        value + i,
+                        original + i,
+                        out + i,
+                        inside,
+                        u[k],
+                        levels,
+                        lo,
+                        to_levels,
+                        IS_IMAGE,
                     )
 
 

@@ -44,6 +44,18 @@ def program_groups(pixels, quads, chunks):
 
 
 @triton.jit
+def program_place(channels, pixels, chunks, quads, INTERLEAVED: tl.constexpr):
+    """(image, channel, first, size) of this program, whose elements, or groups, begin at the first."""
+    if INTERLEAVED == 0:
+        image, channel, chunk = program_row(channels, chunks)
+        first, size = row_part(chunk, pixels)
+        return image, channel, first, size
+    else:
+        image, first, size = program_groups(pixels, quads, chunks)
+        return image, 0, first, size
+
+
+@triton.jit
 def turns(size, TAIL: tl.constexpr, TILE: tl.constexpr):
     """(begin, end) of the loop over whole tiles, which needs no masks; then of what remains."""
     whole = size // TILE * TILE

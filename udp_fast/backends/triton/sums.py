@@ -55,7 +55,8 @@ def of_block(x):
     In fixed point, where the order of additions makes no difference. A tree in float64 would be
     calculated by every thread, and consumer GPUs have one float64 unit for 64 float32 ones.
     """
-    largest = tl.max(x.to(tl.int64, bitcast=True))  # of the bits: NaN above infinity above numbers
+    # Of the bits: NaN above infinity above numbers. A NaN, and nothing else, may have a sign.
+    largest = tl.max(x.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF)
     exponent = tl.maximum(largest >> 52, 64)  # biased; float32 squares are far above 2^-959
     scale = ((2046 + 52 - exponent) << 52).to(tl.float64, bitcast=True)  # x * scale < 2^53
     total = tl.sum((x * scale).to(tl.int64)).to(tl.float64)
@@ -65,7 +66,7 @@ def of_block(x):
 
 @triton.jit
 def of_image(
-    partials,  # *float64 or *int32 [B, count], one number a program
+    partials,  # *float64 or *int32 [B, count], one number a program; the sum of these is int64
     image,
     count,
     BLOCK: tl.constexpr = 1024,
@@ -74,7 +75,8 @@ def of_image(
     with it the order within tl.sum, depends on ``count`` alone."""
     partials += image.to(tl.int64) * count
     i = tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK], partials.dtype.element_ty)
+    WIDE: tl.constexpr = tl.float64 if partials.dtype.element_ty == tl.float64 else tl.int64
+    total = tl.zeros([BLOCK], WIDE)
     for start in range(0, count, BLOCK):
-        total += tl.load(partials + start + i, mask=start + i < count, other=0)
+        total += tl.load(partials + start + i, mask=start + i < count, other=0).to(WIDE)
     return tl.sum(total)
