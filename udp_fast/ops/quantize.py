@@ -74,7 +74,7 @@ def quantize(
     op = "quantize"
     check.check_batched(op, "value", value, check.FLOATS)
     check.check_tensor(op, "original", original, (torch.uint8,), like=value)
-    largest = eps  # of a Budget it is known
+    largest: Any = eps  # of a Budget it is known
     if isinstance(eps, Tensor) and eps.is_cpu and eps.numel() and not torch.compiler.is_compiling():
         largest = eps.max().item()
     if check.is_number(largest) and largest > 1:
