@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from .. import dtypes
 from ..registry import Backend, one_by_one
 from . import conv3x3 as _conv3x3
 from . import geglu as _geglu
@@ -22,24 +22,18 @@ from .pgd_step_multi import pgd_step_multi_
 from .q_sample import q_sample
 from .quantize import quantize
 
-#: What an op reads or writes; anything else among its tensors is one number an image.
-_SERVED = frozenset(native.DTYPES) | {torch.int64}
-
 
 def _not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
     if op in ("conv3x3", "conv3x3_dx"):
         return _conv3x3.not_supported_reasons(*args[:2])
     if op in ("geglu", "geglu_backward"):
         return _geglu.not_supported_reasons(*args)
+    not_served = dtypes.not_served(op, args)
+    if not_served:
+        return [not_served]
     for value in one_by_one(args):
-        if type(value) is torch.dtype:
-            if value not in native.DTYPES:
-                return [f"out_dtype {value} is not served, only float32, bfloat16 and float16"]
-        elif isinstance(value, Tensor):
-            if value.dtype not in _SERVED:
-                return [f"{value.dtype} is not served, only float32, bfloat16 and float16"]
-            if not value.is_cpu:
-                return [f"a tensor is on {value.device}, not in the processor's memory"]
+        if isinstance(value, Tensor) and not value.is_cpu:
+            return [f"a tensor is on {value.device}, not in the processor's memory"]
     return []
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from .. import dtypes
 from ..registry import Backend
 from . import native
 from .attention import attention, attention_backward
@@ -40,37 +39,6 @@ _OPS: dict[str, Callable[..., Any]] = {
     "quantize": quantize,
 }
 
-_NUMBERS = (torch.float32,)  # of images, timesteps or rows: kernels know them as floats alone
-_INTEGERS = (torch.int64,)
-_BYTES = (torch.uint8,)
-
-#: Tensors that are something else than floats of whichever type.
-_OTHERS: Mapping[str, Mapping[str, tuple[torch.dtype, ...]]] = {
-    "attention_backward": {"lse": _NUMBERS},
-    "denoising_loss": {"t": _INTEGERS, "table": _NUMBERS, "key": _INTEGERS, "weight": _NUMBERS},
-    "group_norm_silu_backward": {"mean": _NUMBERS, "rstd": _NUMBERS},
-    "image_scale": {"scale": _NUMBERS},
-    "image_scale_": {"scale": _NUMBERS},
-    "pgd_step_": {
-        "x": native.FLOATS + _BYTES,
-        "alpha": _NUMBERS,
-        "eps": _NUMBERS,
-        "mask": (*native.FLOATS, *_BYTES, torch.bool),
-    },
-    "pgd_step_multi_": {"xs": native.FLOATS + _BYTES, "alpha": _NUMBERS, "eps": _NUMBERS},
-    "q_sample": {"t": _INTEGERS, "table": _NUMBERS, "key": _INTEGERS},
-    "quantize": {"original": _BYTES, "eps": _NUMBERS, "key": _INTEGERS},
-}
-
-#: Names of an op's arguments, and what each may be if it is a tensor or a dtype.
-_ARGUMENTS = {
-    op: [
-        (name, _OTHERS.get(op, {}).get(name, native.FLOATS))
-        for name in inspect.signature(function).parameters
-    ]
-    for op, function in _OPS.items()
-}
-
 
 @lru_cache(maxsize=64)
 def _no_code(device: torch.device) -> str:
@@ -83,31 +51,19 @@ def _no_code(device: torch.device) -> str:
     )
 
 
-def _not_served(name: str, found: torch.dtype, served: tuple[torch.dtype, ...]) -> list[str]:
-    *most, last = (str(dtype).removeprefix("torch.") for dtype in served)
-    only = f"{', '.join(most)} and {last}" if most else last
-    return [f"{name}: {found} is not served, only {only}"]
-
-
 def _not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
     if native.MISSING:
         return [native.MISSING]
+    not_served = dtypes.not_served(op, args)
+    if not_served:
+        return [not_served]
     device = None
-    for value, (name, served) in zip(args, _ARGUMENTS[op], strict=False):
-        if type(value) is torch.dtype and value not in served:
-            return _not_served(name, value, served)
-        for tensor in value if isinstance(value, (list, tuple)) else (value,):
-            if not isinstance(tensor, Tensor):
-                continue
-            if served is _NUMBERS and tensor.is_cpu and tensor.dim() == 0:
-                continue  # one for all images
-            if tensor.dtype not in served:
-                return _not_served(name, tensor.dtype, served)
-            if not tensor.is_cuda:
-                return [f"a tensor is on {tensor.device}, not on a GPU"]
-            if device is not None and tensor.device != device:
-                return [f"tensors are on {device} and {tensor.device}, not on one GPU"]
-            device = tensor.device
+    for tensor in dtypes.tensors_on_gpu(op, args):
+        if not tensor.is_cuda:
+            return [f"a tensor is on {tensor.device}, not on a GPU"]
+        if device is not None and tensor.device != device:
+            return [f"tensors are on {device} and {tensor.device}, not on one GPU"]
+        device = tensor.device
     no_code = _no_code(device) if device is not None else ""
     if no_code:
         return [no_code]

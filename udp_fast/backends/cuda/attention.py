@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..dtypes import FLOATS
 from ..outputs import gradients, needs_no_statistics
 from . import native
 
@@ -31,7 +32,7 @@ def not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
     else:
         _grad_out, q, k, v, _bias, out, _lse, scale, _needs = args
     found = []
-    if q.dtype not in native.FLOATS:
+    if q.dtype not in FLOATS:
         found.append(f"{q.dtype} is not served, only float32, bfloat16 and float16")
     for name, x in (("k", k), ("v", v), ("out", out)):
         if x is not None and x.dtype != q.dtype:

@@ -27,9 +27,6 @@ except ImportError as error:
 else:
     MISSING = ""
 
-#: What kernels calculate in; of `DTYPES` the others are for images and masks of bytes.
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-
 #: As setup.py names what the extension has code for: "sm_90a" or "PTX 80".
 _CODE = re.compile(r"(sm_|PTX )(\d+)(\d)([af]?)")
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import dtypes
 from ..registry import Backend, one_by_one
 
 #: Op -> the module that has it.
@@ -42,8 +43,6 @@ OPS = {
 INTERPRETS = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 OLDEST = (8, 0)  # compute capability: what the proof compiles for
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.bool)
-_SERVED = frozenset(_DTYPES) | {torch.int64}
 
 
 def _missing() -> str:
@@ -70,22 +69,17 @@ def _not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
     if INTERPRETS and os.environ.get("UDP_FAST_BACKEND") != "triton":
         return ["kernels are interpreted, for tests: only UDP_FAST_BACKEND=triton asks for that"]
     expected = "cpu" if INTERPRETS else "cuda"
+    not_served = dtypes.not_served(op, args)
+    if not_served:
+        return [not_served]
     device = None
-    for value in one_by_one(args):
-        if type(value) is torch.dtype:
-            if value not in _DTYPES:
-                return [f"out_dtype {value} is not served, only float32, bfloat16 and float16"]
-        elif isinstance(value, Tensor):
-            if value.dtype not in _SERVED:
-                return [f"{value.dtype} is not served, only float32, bfloat16 and float16"]
-            if value.is_cpu and value.dim() == 0:
-                continue  # a number for all images
-            if value.device.type != expected:
-                where = "interpreted on the CPU" if INTERPRETS else "run on a GPU"
-                return [f"a tensor is on {value.device}, the kernels are {where}"]
-            if device is not None and value.device != device:
-                return [f"tensors are on {device} and {value.device}, not on one GPU"]
-            device = value.device
+    for tensor in dtypes.tensors_on_gpu(op, args):
+        if tensor.device.type != expected:
+            where = "interpreted on the CPU" if INTERPRETS else "run on a GPU"
+            return [f"a tensor is on {tensor.device}, the kernels are {where}"]
+        if device is not None and tensor.device != device:
+            return [f"tensors are on {device} and {tensor.device}, not on one GPU"]
+        device = tensor.device
     too_old = _too_old(device) if device is not None and not INTERPRETS else ""
     return [too_old] if too_old else []
 
