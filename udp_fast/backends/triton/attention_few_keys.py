@@ -99,6 +99,7 @@ def _scores(
             bias_key,
             s.shape[0],
             s.shape[1],
+            not MASKED,
         )
     if MASKED:
         s = only_columns(s, first_key, keys)

@@ -27,6 +27,7 @@ from .attention_tiles import (
     only_columns,
     row_at,
     start_of,
+    store_rows,
     store_tile,
 )
 from .floats import exp2, narrow, product, reciprocal, widen
@@ -108,7 +109,9 @@ def attention_forward_kernel(
                 s = product(s, scale2)
             elif EARLY:
                 s *= scale2
-                s += load_bias(bias, first, queries, bias_row, start, keys, bias_key, ROWS, KEYS)
+                s += load_bias(
+                    bias, first, queries, bias_row, start, keys, bias_key, ROWS, KEYS, tail == 0
+                )
             if tail:
                 s = only_columns(s, start, keys)
             new = tl.maximum(largest, tl.max(s, 1))
@@ -130,10 +133,14 @@ def attention_forward_kernel(
     empty = total == 0
     total = tl.where(empty, 1.0, total)
     inverse = reciprocal(total)[:, None]
-    store_tile(out, first, queries, out_row, acc0 * inverse, ROWS, 0, D0, D, UNIT, OFFSET, False)
+    # Counted from the tile's first row, unlike when q was loaded: which rows exist would else be kept in
+    # registers all the time, and for some GPUs there are none left.
+    out = row_at(out, first, out_row, UNIT)
+    left = queries - first
+    store_rows(out, 0, left, out_row, acc0 * inverse, ROWS, 0, D0, D, UNIT, OFFSET, False)
     if D1 > 0:
         acc1 *= inverse
-        store_tile(out, first, queries, out_row, acc1, ROWS, D0, D1, D, UNIT, OFFSET, False)
+        store_rows(out, 0, left, out_row, acc1, ROWS, D0, D1, D, UNIT, OFFSET, False)
     if lse is not None:
         if not EARLY:
             largest *= scale2
@@ -258,7 +265,7 @@ def attention_dq_kernel(
                 s *= scale2
                 if bias is not None:
                     s += load_bias(
-                        bias, first, queries, bias_row, start, keys, bias_key, ROWS, KEYS
+                        bias, first, queries, bias_row, start, keys, bias_key, ROWS, KEYS, tail == 0
                     )
             if tail:
                 s = only_columns(s, start, keys)
@@ -368,7 +375,7 @@ def attention_dkdv_kernel(
             s = dot_rows(k0, k1, q0, q1, None)
             if bias is not None:
                 s = s * scale2 + load_bias(
-                    bias, first, keys, bias_key, start, queries, bias_row, KEYS, ROWS
+                    bias, first, keys, bias_key, start, queries, bias_row, KEYS, ROWS, tail == 0
                 )
                 p = exp2(s - log[None, :])
             else:

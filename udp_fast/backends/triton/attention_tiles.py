@@ -188,6 +188,7 @@ def load_bias(
     column_stride,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,  # all of its columns exist
 ):
     """float32 [ROWS, COLUMNS] times log2 e; [1, COLUMNS] or [ROWS, 1] where a stride is None.
 
@@ -197,14 +198,19 @@ def load_bias(
     j = first_column + tl.arange(0, COLUMNS)
     if row_stride is None:
         tile = base + (j.to(tl.int64) * column_stride)[None, :]
-        inside = (j < columns)[None, :]
+        inside = None if WHOLE else (j < columns)[None, :]
     elif column_stride is None:
         tile = base + (i.to(tl.int64) * row_stride)[:, None]
         inside = (i < rows)[:, None]
     else:
         tile = base + (i.to(tl.int64) * row_stride)[:, None] + (j.to(tl.int64) * column_stride)
-        inside = (i < rows)[:, None] & (j < columns)[None, :]
-    bias = widen(tl.load(tile, mask=inside, other=0.0))
+        inside = (i < rows)[:, None]
+        if not WHOLE:
+            inside &= (j < columns)[None, :]
+    if inside is None:
+        bias = widen(tl.load(tile))
+    else:
+        bias = widen(tl.load(tile, mask=inside, other=0.0))
     limited = tl.minimum(tl.maximum(bias, -MOST_BIAS), MOST_BIAS)
     return tl.where(tl.abs(bias) < float("inf"), limited, bias) * LOG2E
 

@@ -163,7 +163,7 @@ def attention_wide_forward_kernel(
         )  # fmt: skip
         s *= scale2
         if bias is not None:
-            s += load_bias(bias, first, queries, bias_row, start, keys, bias_key, ROWS, KEYS)
+            s += load_bias(bias, first, queries, bias_row, start, keys, bias_key, ROWS, KEYS, False)
         s = only_columns(s, start, keys)
         new = tl.maximum(largest, tl.max(s, 1))
         p = exp2(s - new[:, None])
@@ -259,7 +259,9 @@ def attention_wide_gradient_kernel(
         )  # fmt: skip
         s *= scale2
         if bias is not None:
-            s += load_bias(bias, first, kept, bias_kept, start, walked, bias_walked, KEPT, WALKED)
+            s += load_bias(
+                bias, first, kept, bias_kept, start, walked, bias_walked, KEPT, WALKED, False
+            )
         if WHICH == DQ:
             s = only_columns(s, start, walked)
         p = exp2(s - log)
