@@ -133,14 +133,16 @@ def attention_forward_kernel(
     empty = total == 0
     total = tl.where(empty, 1.0, total)
     inverse = reciprocal(total)[:, None]
-    # Counted from the tile's first row, unlike when q was loaded: which rows exist would else be kept in
-    # registers all the time, and for some GPUs there are none left.
     out = row_at(out, first, out_row, UNIT)
-    left = queries - first
-    store_rows(out, 0, left, out_row, acc0 * inverse, ROWS, 0, D0, D, UNIT, OFFSET, False)
+    row, count = first, queries
+    if bias is not None:
+        # Counted from the tile's first row, unlike when q was loaded: which rows exist would else be
+        # kept in registers all the time, and beside a bias some GPUs have none left.
+        row, count = 0, queries - first
+    store_rows(out, row, count, out_row, acc0 * inverse, ROWS, 0, D0, D, UNIT, OFFSET, False)
     if D1 > 0:
         acc1 *= inverse
-        store_rows(out, 0, left, out_row, acc1, ROWS, D0, D1, D, UNIT, OFFSET, False)
+        store_rows(out, row, count, out_row, acc1, ROWS, D0, D1, D, UNIT, OFFSET, False)
     if lse is not None:
         if not EARLY:
             largest *= scale2
