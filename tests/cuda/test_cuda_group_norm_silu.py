@@ -185,6 +185,17 @@ def test_what_is_not_finite_stays_in_its_group(value: float, layout: str) -> Non
         assert same_bits(y[rest], expected[rest])
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_activation_of_the_largest_numbers(layout: str) -> None:
+    """Of infinity it is that, and of what is near it the number itself."""
+    c = call((1, 4, 3, 3), 2, F32, layout)
+    c.bias[:] = torch.tensor([float("inf"), 1.0, 3e38, 0.0])
+    y, _, _, dx, *_ = run(c)
+    assert y[0, 0].isposinf().all()
+    assert torch.equal(y[0, 2], torch.full((3, 3), 3e38))
+    assert dx[0, 2:].isfinite().all()
+
+
 @pytest.mark.parametrize("shape", [(0, 8, 4, 4), (2, 8, 0, 4)], ids=str)
 def test_nothing(shape: tuple[int, ...]) -> None:
     c = call(shape, 2)
