@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -22,22 +21,6 @@ from .pgd_step_multi import not_supported_reasons as multi_reasons
 from .pgd_step_multi import pgd_step_multi_
 from .q_sample import q_sample
 from .quantize import quantize
-
-_OPS: dict[str, Callable[..., Any]] = {
-    "attention": attention,
-    "attention_backward": attention_backward,
-    "denoising_loss": denoising_loss,
-    "geglu": geglu,
-    "geglu_backward": geglu_backward,
-    "group_norm_silu": group_norm_silu,
-    "group_norm_silu_backward": group_norm_silu_backward,
-    "image_scale": image_scale,
-    "image_scale_": image_scale_,
-    "pgd_step_": pgd_step_,
-    "pgd_step_multi_": pgd_step_multi_,
-    "q_sample": q_sample,
-    "quantize": quantize,
-}
 
 
 @lru_cache(maxsize=64)
@@ -86,7 +69,21 @@ def _status() -> str:
 
 BACKEND = Backend(
     name="cuda",
-    ops=_OPS,
+    ops={
+        "attention": attention,
+        "attention_backward": attention_backward,
+        "denoising_loss": denoising_loss,
+        "geglu": geglu,
+        "geglu_backward": geglu_backward,
+        "group_norm_silu": group_norm_silu,
+        "group_norm_silu_backward": group_norm_silu_backward,
+        "image_scale": image_scale,
+        "image_scale_": image_scale_,
+        "pgd_step_": pgd_step_,
+        "pgd_step_multi_": pgd_step_multi_,
+        "q_sample": q_sample,
+        "quantize": quantize,
+    },
     not_supported_reasons=_not_supported_reasons,
     status=_status,
     missing=native.no_device(),

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dtypes import FLOATS
 from ..outputs import gradients, needs_no_statistics
 from . import native
 
@@ -25,15 +24,13 @@ Shape = tuple[int, int, int, int, int, int, float]
 
 
 def not_supported_reasons(op: str, args: tuple[Any, ...]) -> list[str]:
-    """Why this call of attention or attention_backward is not served."""
+    """Why this call of attention or attention_backward, of dtypes that are, is not served."""
     if op == "attention":
         q, k, v, _bias, scale, _need_lse = args
         out = None
     else:
         _grad_out, q, k, v, _bias, out, _lse, scale, _needs = args
     found = []
-    if q.dtype not in FLOATS:
-        found.append(f"{q.dtype} is not served, only float32, bfloat16 and float16")
     for name, x in (("k", k), ("v", v), ("out", out)):
         if x is not None and x.dtype != q.dtype:
             found.append(f"{name} is {x.dtype} and q {q.dtype}: only one dtype is served")
