@@ -37,7 +37,7 @@ from ..images import (
 from ..methods import ImageItem
 from ..methods.modes import own_modes
 from ..ops import quantize
-from .manifest import Manifest, backends_in_use
+from .manifest import Manifest
 from .options import Options
 from .plan import Task
 from .results import (
@@ -100,9 +100,6 @@ def run(
     Raises OSError, before any work, if the output folder cannot be made or written to, and ValueError
     where the environment leaves the ops no backend.
     """
-    if manifest_folder is not None:
-        backends_in_use(options.torch_device())
-        manifest_folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     state = _Run(tasks, options, denoiser, on_progress, on_result, on_protected)
     state.result.notes = list(notes)
@@ -115,6 +112,8 @@ def run(
             command=command,
             denoiser=denoiser,
         )
+        # Not before: the manifest asks for the backends, and where there are none no folder is left.
+        manifest_folder.mkdir(parents=True, exist_ok=True)
         state.result.manifest = manifest.path
 
     def save(status: str) -> None:
