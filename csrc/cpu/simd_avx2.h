@@ -120,19 +120,22 @@ UDP_HD F flip(F a, F sign) {
 }
 
 struct Count {
-    __m256i v = _mm256_setzero_si256();
+    __m256i v = _mm256_setzero_si256(), false16 = _mm256_setzero_si256();
+    int64_t lanes = 0;
     void add(M m) {  // true is -1
         v = _mm256_sub_epi32(v, _mm256_castps_si256(m.lo));
         v = _mm256_sub_epi32(v, _mm256_castps_si256(m.hi));
     }
-    void add(__m256i words) {  // sixteen, -1 or 0: the squares of two at a time
-        v = _mm256_add_epi32(v, _mm256_madd_epi16(words, words));
+    void add_false(__m256i m) {  // sixteen lanes, -1 for what does not count; 2^15 times at most
+        lanes += 16;
+        false16 = _mm256_add_epi16(false16, m);
     }
     int64_t total() const {
-        uint32_t lanes[8];
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), v);
-        int64_t n = 0;
-        for (uint32_t lane : lanes) n += lane;
+        int32_t words[8];
+        const __m256i less = _mm256_madd_epi16(false16, _mm256_set1_epi16(1));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(words), _mm256_add_epi32(v, less));
+        int64_t n = lanes;
+        for (int32_t word : words) n += word;
         return n;
     }
 };
@@ -155,28 +158,41 @@ UDP_HD F load16(const BFloat16* p) {
 }
 constexpr bool kConvertsVectors = true;
 
-// finite_sign of sixteen gradient elements, and how many are finite, found while they have 16 bits,
-// in half of the instructions.
-constexpr bool kSignsOf16Bits = true;
-UDP_HD F finite_sign16(__m256i g, int infinity, Count& finite) {
+// `step` by finite_sign of sixteen gradient elements, and how many are finite, found while they
+// have 16 bits, in half of the instructions.
+constexpr bool kStepsBy16Bits = true;
+struct SignStep {
+    // The bfloat16 whose negative is its bits' negative: 2 or, for a negative size, -2. The sign is
+    // not left to the size: its product with 0 would be -0.
+    __m256i two;
+    float half;
+    // size: 0, or half of it is a normal float.
+    explicit SignStep(float size)
+        : two(_mm256_set1_epi16(static_cast<short>(size < 0.0f ? 0xc000 : 0x4000))),
+          half(0.5f * (size < 0.0f ? -size : size)) {}
+};
+template <int kInfinity>
+UDP_HD F sign_step16(const SignStep& s, F delta, const void* gradient, Count& finite) {
+    // unpack, below, works on each half of a register apart.
+    const __m256i g =
+        _mm256_permute4x64_epi64(_mm256_loadu_si256(static_cast<const __m256i*>(gradient)), 0xd8);
     const __m256i size = _mm256_and_si256(g, _mm256_set1_epi16(0x7fff));
-    const __m256i is_finite =
-        _mm256_cmpgt_epi16(_mm256_set1_epi16(static_cast<short>(infinity)), size);
-    finite.add(is_finite);
-    const __m256i sign = _mm256_xor_si256(g, size);
-    const __m256i one = _mm256_or_si256(sign, _mm256_set1_epi16(0x3f80));  // a bfloat16
-    // sign_epi16 leaves what belongs to a size above 0, and 0 of what belongs to 0.
-    const __m256i w = _mm256_and_si256(_mm256_sign_epi16(one, size), is_finite);
-    // As the upper halves of words. unpack works on each half of a register apart.
-    const __m256i ordered = _mm256_permute4x64_epi64(w, 0xd8), zero = _mm256_setzero_si256();
-    return as_float(U(_mm256_unpacklo_epi16(zero, ordered), _mm256_unpackhi_epi16(zero, ordered)));
+    const __m256i not_finite = _mm256_cmpgt_epi16(size, _mm256_set1_epi16(kInfinity - 1));
+    finite.add_false(not_finite);
+    // Negated for a negative g, then 0 for a zero of either sign.
+    const __m256i twos = _mm256_sign_epi16(_mm256_sign_epi16(s.two, g), size);
+    const __m256i w = _mm256_andnot_si256(not_finite, twos), zero = _mm256_setzero_si256();
+    // As the upper halves of words.
+    const U direction(_mm256_unpacklo_epi16(zero, w), _mm256_unpackhi_epi16(zero, w));
+    return fma(F(s.half), as_float(direction), delta);
 }
-UDP_HD F finite_sign16(const Float16* p, Count& finite) {
-    return finite_sign16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), 0x7c00, finite);
+UDP_HD F sign_step(const SignStep& s, F delta, const Float16* gradient, Count& finite) {
+    return sign_step16<0x7c00>(s, delta, gradient, finite);
 }
-UDP_HD F finite_sign16(const BFloat16* p, Count& finite) {
-    return finite_sign16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), 0x7f80, finite);
+UDP_HD F sign_step(const SignStep& s, F delta, const BFloat16* gradient, Count& finite) {
+    return sign_step16<0x7f80>(s, delta, gradient, finite);
 }
+
 // Two shuffles of bytes (an index of 0x80 or more gives zero): half of what two vpmovzxbd take.
 UDP_HD F load16(const uint8_t* p) {
     const __m256i bytes = _mm256_broadcastsi128_si256(load_128(p));
@@ -210,7 +226,8 @@ UDP_HD void store16(float* p, F a) {
     _mm256_storeu_ps(p + 8, a.hi);
 }
 UDP_HD void store16(Float16* p, F a) {
-    _mm256_storeu_si256(at_256(p), to_float16(a));
+    _mm_storeu_si128(at_128(p), _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128(at_128(p + 8), _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
 }
 UDP_HD void store16(BFloat16* p, F a) {
     _mm256_storeu_si256(at_256(p), narrow(bfloat16_bits<F, U>(a)));
@@ -240,16 +257,12 @@ UDP_HD __m256i rounded_numbers(__m256 a) {
     const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), last);
     return _mm256_srli_epi32(sum, 16);
 }
-UDP_HD void store32(BFloat16* p, F a, F b, bool stream) {
+UDP_HD bool any_nan(F a, F b) {
     const __m256 nan = _mm256_or_ps(_mm256_cmp_ps(a.lo, a.hi, _CMP_UNORD_Q),
                                     _mm256_cmp_ps(b.lo, b.hi, _CMP_UNORD_Q));
-    if (_mm256_movemask_ps(nan) != 0) {
-        store16(p, a);
-        store16(p + 16, b);
-        return;
-    }
-    const __m256i lower = narrow(U(rounded_numbers(a.lo), rounded_numbers(a.hi)));
-    const __m256i upper = narrow(U(rounded_numbers(b.lo), rounded_numbers(b.hi)));
+    return _mm256_movemask_ps(nan) != 0;
+}
+UDP_HD void store_halves(BFloat16* p, __m256i lower, __m256i upper, bool stream) {
     if (stream) {
         _mm256_stream_si256(at_256(p), lower);
         _mm256_stream_si256(at_256(p + 16), upper);
@@ -257,6 +270,37 @@ UDP_HD void store32(BFloat16* p, F a, F b, bool stream) {
         _mm256_storeu_si256(at_256(p), lower);
         _mm256_storeu_si256(at_256(p + 16), upper);
     }
+}
+UDP_HD void store32(BFloat16* p, F a, F b, bool stream) {
+    if (any_nan(a, b)) {
+        store16(p, a);
+        store16(p + 16, b);
+        return;
+    }
+    store_halves(p, narrow(U(rounded_numbers(a.lo), rounded_numbers(a.hi))),
+                 narrow(U(rounded_numbers(b.lo), rounded_numbers(b.hi))), stream);
+}
+// Numbers into 0 .. 1 and to bfloat16, in two instructions for four. Each is 0 or above 2^-126.
+//   The float nearest to 65535 a is 65536 a less `a` rounded to bfloat16's 8 bits: what the product
+//   drops are the 16 bits below those, and of a tie the even neighbour is even in either. (With
+//   65537 it would have one bit less just below a power of two. All floats up to 2^111 were tried.)
+//   The narrowing saturates: negative words become 0.
+UDP_HD __m256i unit_words(__m256 a) {
+    const __m256 product = _mm256_mul_ps(a, _mm256_set1_ps(65535.0f));
+    const __m256 rounded = _mm256_fmsub_ps(a, _mm256_set1_ps(65536.0f), product);
+    return _mm256_srai_epi32(_mm256_castps_si256(rounded), 16);
+}
+UDP_HD __m256i unit_bfloat16(F a) {
+    const __m256i words = narrow(U(unit_words(a.lo), unit_words(a.hi)));
+    return _mm256_min_epi16(words, _mm256_set1_epi16(0x3f80));
+}
+UDP_HD void store_unit32(BFloat16* p, F a, F b, bool stream) {
+    if (any_nan(a, b)) {
+        const F zero(0.0f), one(1.0f);
+        store32(p, at_most(at_least(a, zero), one), at_most(at_least(b, zero), one), stream);
+        return;
+    }
+    store_halves(p, unit_bfloat16(a), unit_bfloat16(b), stream);
 }
 UDP_HD void stream_fence() {
     _mm_sfence();

@@ -147,7 +147,10 @@ UDP_HD F finite_sign(F a) {
 }
 
 constexpr bool kConvertsVectors = true;
-constexpr bool kSignsOf16Bits = false;
+constexpr bool kStepsBy16Bits = false;
+struct SignStep {
+    explicit SignStep(float) {}
+};
 
 struct Count {
     int64_t n = 0;

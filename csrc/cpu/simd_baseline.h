@@ -210,7 +210,10 @@ UDP_HD U lookup8(const uint32_t (&table)[8], const U& index) {
 // Whether there are instructions that convert a vector of bytes or 16-bit floats.
 constexpr bool kConvertsVectors = false;
 // Whether a 16-bit gradient's signs are found before it is widened: simd_avx2.h.
-constexpr bool kSignsOf16Bits = false;
+constexpr bool kStepsBy16Bits = false;
+struct SignStep {
+    explicit SignStep(float) {}
+};
 
 // How many lanes were true so far; fewer than 2^31 a lane.
 struct Count {

@@ -344,8 +344,9 @@ int main() {
                             a.size = half;
                             a.scale = plain ? one + 0 : one;
                             a.bound = bound;
-                            a.range = {0.0f, 1.0f, 1.0f, -1.0f, 1.0f, 2.0f};
                             a.maps_range = form != 1;
+                            a.range = a.maps_range ? Range{0.0f, 1.0f, 1.0f, -1.0f, 1.0f, 2.0f}
+                                                   : Range{0.0f, 1.0f, 1.0f, 0.0f, 1.0f, 1.0f};
                             // The direct kernel takes one run: give it operands of one layout.
                             Tensor flat_gradient(other, false), flat_x(original, false);
                             const bool flat = plain && sign && !cl;

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,50 @@ def test_all_supported_instruction_sets_give_the_same_bits(
         _native.use_isa(isa)
         for i, (a, b) in enumerate(zip(everything(dtype, layout), expected, strict=True)):
             assert torch.equal(a, b), f"result {i} on {isa}"
+
+
+def bits(x: torch.Tensor) -> torch.Tensor:
+    """One NaN for all, for its payload is nobody's concern."""
+    words = x.view(torch.int16 if x.element_size() == 2 else torch.int32)
+    return torch.where(x.isnan(), 0x7FFF, words)
+
+
+@pytest.mark.usefixtures("restore_isa")
+@pytest.mark.parametrize("delta_dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_step_in_16_bits_from_every_byte_by_every_kind_of_number(
+    dtype: torch.dtype, delta_dtype: torch.dtype
+) -> None:
+    """Rows of these types have paths of their own, which know what cannot occur."""
+    inf, nan, tiny = torch.inf, torch.nan, torch.finfo(dtype).smallest_normal / 4
+    gradients = torch.tensor([1.0, -1.0, 0.0, -0.0, tiny, -tiny, inf, -inf, nan], dtype=dtype)
+    numbers = [0.0, -0.0, 6e-8, -6e-8, 1e-40, -1e-40, 0.02, -0.02, 1 / 255, 1e3, -inf, nan]
+    deltas = torch.tensor(numbers, dtype=delta_dtype)
+    # Bytes go by fastest: a NaN of delta sends all that are near it another way.
+    x, grad, delta = (
+        t.expand(len(deltas), len(gradients), 256).reshape(1, 1, 1, -1)
+        for t in (torch.arange(256).byte(), gradients[:, None], deltas[:, None, None])
+    )
+    step = BACKEND.ops["pgd_step_"]
+
+    def all_calls() -> Iterator[tuple[tuple[object, ...], list[torch.Tensor]]]:
+        for alpha, eps in product((2 / 255, 1e-44, 300.0), (8 / 255, 0.0)):
+            for maximize, ends in product((True, False), ((0.0, 1.0), (-1.0, 1.0))):
+                for size in (x.shape[3], 61):  # whole vectors and a rest
+                    d = delta[..., :size].clone()
+                    numbers = (torch.tensor(alpha), torch.tensor([eps]), None, "sign", "linf")
+                    call = (*numbers, maximize, 0.0, 1.0, *ends, dtype)
+                    results = step(d, grad[..., :size], x[..., :size], *call)
+                    yield (alpha, eps, maximize, ends, size), [*results, d]
+
+    _native.use_isa("baseline")
+    expected = list(all_calls())
+    for isa in _native.supported_isas()[1:]:
+        _native.use_isa(isa)
+        for (call, results), (_, wanted) in zip(all_calls(), expected, strict=True):
+            for a, b in zip(results, wanted, strict=True):
+                same = bits(a) == bits(b) if a.is_floating_point() else a == b
+                assert bool(same.all()), f"{call} on {isa}"
 
 
 @pytest.mark.usefixtures("restore_isa")
