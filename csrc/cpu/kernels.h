@@ -320,7 +320,7 @@ void q_sample(const QSample& a, const Plan& plan, int64_t image, int64_t chunk) 
     NoiseBuffer noise_buffer;
     const F signal(a.signal[image]), level(a.level[image]);
     for_rows(plan, image, chunk, [&](const Row& row) {
-        const float* n = noise_row(a.noise, a.keys, plan, row, noise_buffer, n_buffer);
+        const float* n = noise_row(a.noise, a.keys, plan, row, noise_buffer, n_buffer, a.x);
         const float* x = read(a.x, row, x_buffer);
         const Output noisy = open(a.noisy, row, noisy_buffer, a.stream);
         for_lanes(row.size(), [=](int64_t i, auto lanes) {
@@ -377,7 +377,7 @@ double denoising_loss_of(const DenoisingLoss& a, const Plan& plan, int64_t image
     for_rows(plan, image, chunk, [&](const Row& row) {
         Targets<kKind> t{};
         if (kNoise) {
-            t.n = noise_row(a.noise, a.keys, plan, row, noise_buffer, n_buffer);
+            t.n = noise_row(a.noise, a.keys, plan, row, noise_buffer, n_buffer, a.prediction);
         }
         const float* p = read(a.prediction, row, p_buffer);
         if (kKind == Target::given) t.target = read(a.target, row, t_buffer);
@@ -446,7 +446,7 @@ void quantize(const Quantize& a, const Plan& plan, int64_t image, int64_t chunk)
     for_rows(plan, image, chunk, [&](const Row& row) {
         const float* u = nullptr;
         if (a.keys != nullptr) {
-            u = draw<Uniforms>(a.keys[image], plan, row, noise_buffer, u_buffer);
+            u = draw<Uniforms>(a.keys[image], plan, row, noise_buffer, u_buffer, a.value);
         }
         const float* value = read(a.value, row, value_buffer);
         const float* original = read(a.original, row, original_buffer);

@@ -16,21 +16,26 @@ struct alignas(64) NoiseBuffer {
     float data[kRow + 2 * kDrawn];
 };
 
-struct Normals {
-    UDP_HD void from_words(const U (&w)[4], F (&n)[4]) {
-        normal_pair(w[0], w[1], n[0], n[1]);
-        normal_pair(w[2], w[3], n[2], n[3]);
-    }
+// What is read after a row's noise. Drawing touches no memory but its buffer's, so this is fetched
+// meanwhile.
+struct Next {
+    const char* data = nullptr;
+    int64_t size = 0;  // of an element, in bytes; 0: nothing
 };
-struct Uniforms {
-    UDP_HD void from_words(const U (&w)[4], F (&u)[4]) {
-        for (int k = 0; k < 4; ++k) u[k] = uniform<F, U>(w[k]);
-    }
-};
+Next next_of(const Operand& o, const Row& row) {
+    const Place place = locate(o, row);
+    return place.dense(row) ? Next{place.data, size_of(o.type)} : Next{};
+}
+
+// Words first, then numbers, in loops of their own: each is a long chain of dependent instructions,
+// and a processor overlaps the more iterations the shorter they are. In functions of their own:
+// each needs all registers and would lose some to whatever it is inlined into.
 
 // The words of `n` elements, from `block` on.
-UDP_NOINLINE void draw_words(const NoiseStream& stream, uint32_t block, int64_t n, float* buffer) {
+UDP_NOINLINE void draw_words(const NoiseStream& stream, uint32_t block, int64_t n, float* buffer,
+                             const Next next) {
     for (int64_t i = 0; i < n; i += kDrawn, block += 16 * kGroups) {
+        for (int64_t b = 0; b < kDrawn * next.size; b += 64) fetch(next.data + i * next.size + b);
         U w[kGroups][4];
         philox(block, stream, w);
         for (int k = 0; k < 4 * kGroups; ++k) {
@@ -38,51 +43,70 @@ UDP_NOINLINE void draw_words(const NoiseStream& stream, uint32_t block, int64_t 
         }
     }
 }
-// Words to numbers, in place.
-template <class Draw>
-UDP_NOINLINE void from_words(int64_t n, float* buffer) {
-    for (int64_t i = 0; i < n; i += 64) {
-        U w[4];
-        F numbers[4];
-        for (int k = 0; k < 4; ++k) w[k] = as_uint(load16(buffer + i + 16 * k));
-        Draw::from_words(w, numbers);
-        interleave4(numbers, buffer + i);
-    }
-}
 
-// n <= kRow elements from `first` on; returns where the first of them lies. Words first, then
-// numbers: two loops, because each is a long chain of dependent instructions, and a processor
-// overlaps the more iterations the shorter they are. Two functions, because either needs all
-// registers and would lose some to whatever it is inlined into.
+// Words to numbers, in place.
+struct Uniforms {
+    UDP_NOINLINE void from_words(int64_t n, float* buffer) {
+        for (int64_t i = 0; i < n; i += 64) {
+            F u[4];
+            for (int k = 0; k < 4; ++k) u[k] = uniform<F, U>(as_uint(load16(buffer + i + 16 * k)));
+            interleave4(u, buffer + i);
+        }
+    }
+};
+struct Normals {
+    // Of the first of each two words.
+    UDP_NOINLINE void to_radii(int64_t n, float* buffer) {
+        for (int64_t i = 0; i < n; i += 64) {
+            for (float* word = buffer + i; word < buffer + i + 64; word += 32) {
+                store16(word, radius_squared<F, U>(as_uint(load16(word))));
+            }
+        }
+    }
+    UDP_NOINLINE void from_words(int64_t n, float* buffer) {
+        to_radii(n, buffer);
+        for (int64_t i = 0; i < n; i += 64) {
+            F normals[4];
+            for (int k = 0; k < 4; k += 2) {
+                const float* pair = buffer + i + 16 * k;
+                rotate(load16(pair), as_uint(load16(pair + 16)), normals[k], normals[k + 1]);
+            }
+            interleave4(normals, buffer + i);
+        }
+    }
+};
+
+// n <= kRow elements from `first` on; returns where the first of them lies.
 template <class Draw>
-UDP_HD const float* draw_run(const NoiseStream& stream, int64_t first, int64_t n, float* buffer) {
+UDP_HD const float* draw_run(const NoiseStream& stream, int64_t first, int64_t n, float* buffer,
+                             const Next next) {
     const int64_t skip = first % 4;
-    draw_words(stream, static_cast<uint32_t>(first / 4), skip + n, buffer);
-    from_words<Draw>(skip + n, buffer);
+    draw_words(stream, static_cast<uint32_t>(first / 4), skip + n, buffer, next);
+    Draw::from_words(skip + n, buffer);
     return buffer + skip;
 }
 
 template <class Draw>
 UDP_HD const float* draw(const NoiseKey& key, const Plan& plan, const Row& row, NoiseBuffer& buffer,
-                         Buffer& interleaved) {
+                         Buffer& interleaved, const Operand& next) {
     const NoiseStream stream(key);
     if (!row.interleaved) {
         const int64_t first = row.channel * plan.shape.pixels + row.pixel;
-        return draw_run<Draw>(stream, first, row.inner, buffer.data);
+        return draw_run<Draw>(stream, first, row.inner, buffer.data, next_of(next, row));
     }
     for (int64_t c = 0; c < row.inner; ++c) {
         const int64_t first = (row.channel + c) * plan.shape.pixels + row.pixel;
-        const float* run = draw_run<Draw>(stream, first, row.outer, buffer.data);
+        const float* run = draw_run<Draw>(stream, first, row.outer, buffer.data, Next{});
         for (int64_t p = 0; p < row.outer; ++p) interleaved.data[p * row.inner + c] = run[p];
     }
     return interleaved.data;
 }
 
-// Given noise, or drawn.
+// Given noise, or drawn, while `next` is fetched.
 const float* noise_row(const Operand& given, const NoiseKey* keys, const Plan& plan, const Row& row,
-                       NoiseBuffer& buffer, Buffer& converted) {
+                       NoiseBuffer& buffer, Buffer& converted, const Operand& next) {
     if (given.data != nullptr) return read(given, row, converted);
-    return draw<Normals>(keys[row.image], plan, row, buffer, converted);
+    return draw<Normals>(keys[row.image], plan, row, buffer, converted, next);
 }
 
 }  // namespace

@@ -45,6 +45,12 @@ UDP_HD void multiply(const WideWords<Wide>& a, uint32_t b, WideWords<Wide>& hi,
     hi = upper_half(lo);
 }
 
+template <class Wide>
+UDP_HD void multiply(const Wide& a, uint32_t b, Wide& hi, Wide& lo) {
+    lo = product(a, Wide(b));
+    hi = upper_half(lo);
+}
+
 // A key as the rounds use it, in memory: an operand of the xor instead of work for the shuffle
 // unit. Only the block differs between lanes, and it needs three rounds to reach all four words:
 // what the first three do with the others is done here, once for the key, and folded into `first`.
@@ -90,7 +96,12 @@ UDP_HD void philox_wide(const WideWords<Wide>& blocks, const WideStream<Wide>& s
     c[3] = lo;
     UDP_UNROLL_ROUNDS
     for (int r = 3; r < kPhiloxRounds - 1; ++r) {
-        philox_round(c, Words(s.key0[r]), Words(s.key1[r]));
+        // A register after the other: two products at a time are all that there is room for.
+        for (int i = 0; i < 4; ++i) {
+            Wide block[4] = {c[0].v[i], c[1].v[i], c[2].v[i], c[3].v[i]};
+            philox_round(block, s.key0[r], s.key1[r]);
+            for (int k = 0; k < 4; ++k) c[k].v[i] = block[k];
+        }
     }
     // The last, in full registers: packing takes the upper halves where they are.
     const Words p0 = product(c[0], kPhiloxFactor0), p1 = product(c[2], kPhiloxFactor1);

@@ -32,16 +32,19 @@ UDP_HD F minus_two_log(F u) {
     return fma(to_float(exponent), F(-1.38629436112f * 0x1p-23f), p * f);  // -2 ln 2
 }
 
-// Two independent standard normals from two words. |normal| < 5.8 and the absolute error is
-// < 9.5e-7: the worst of all 2^23 radii plus the worst of all 2^23 angles at the largest radius.
+// Two independent standard normals from two words, a and b. |normal| < 5.8 and the absolute error
+// is < 9.5e-7: the worst of all 2^23 radii plus the worst of all 2^23 angles at the largest radius.
 //   u   = ((a >> 9) + 1/2) 2^-23 in (0, 1),  rho = sqrt(-2 ln u), negated where b has bit 31
 //   phi = pi/2 * y,  y = ((b >> 7) mod 2^23) 2^-23 - 1/2: a quarter turn around zero; the sign of
-//   rho
-//         adds a half turn and bit 30 of b, which swaps sine and cosine, the other quarters
+//         rho adds a half turn and bit 30 of b, which swaps sine and cosine, the other quarters
 template <class F, class U>
-UDP_HD void normal_pair(U a, U b, F& first, F& second) {
+UDP_HD F radius_squared(U a) {
     const F u = as_float((a >> 9) | U(0x3f800000u)) - F(1.0f - 0x1p-24f);  // exact
-    const F radius = sqrt_nearly(minus_two_log<F, U>(u));
+    return minus_two_log<F, U>(u);
+}
+template <class F, class U>
+UDP_HD void rotate(F radius_squared, U b, F& first, F& second) {
+    const F radius = sqrt_nearly(radius_squared);
     const F rho = flip(radius, as_float(b));
 
     const F y = as_float(((b >> 7) & U(0x007fffffu)) | U(0x3f800000u)) - F(1.5f);  // exact
@@ -60,6 +63,10 @@ UDP_HD void normal_pair(U a, U b, F& first, F& second) {
     const F cosine = fma(rho * z, c, rho);
     first = select_by_second_bit(b, sine, cosine);
     second = select_by_second_bit(b, cosine, sine);
+}
+template <class F, class U>
+UDP_HD void normal_pair(U a, U b, F& first, F& second) {
+    rotate(radius_squared<F, U>(a), b, first, second);
 }
 
 }  // namespace udp
