@@ -115,8 +115,8 @@ def main() -> int:
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a bar is missed")
     options = parser.parse_args()
     results = []
-    with Players() as players:
-        for place, case in enumerate(cases()):
+    with Players(options.only) as players:
+        for place, case in enumerate(cases(options.only)):
             if options.only not in case.title:
                 continue
             results.append(players.measure(place, case, options.seconds))

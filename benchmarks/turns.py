@@ -20,11 +20,11 @@ from .measure import COPY, OURS, Case, Result, copier, turn
 PAUSE = 0.01
 
 
-def _play(connection: Connection, provider: str) -> None:
-    """Answers each place of a case with the seconds of a turn, until there is None."""
+def _play(connection: Connection, provider: str, only: str) -> None:
+    """Answers each place of a case among `cases(only)` with the seconds of a turn, until there is None."""
     from .ops import cases
 
-    stock = enumerate(cases())
+    stock = enumerate(cases(only))
     at, call = -1, None
     while (wanted := connection.recv()) is not None:
         while at < wanted:
@@ -42,7 +42,8 @@ def _play(connection: Connection, provider: str) -> None:
 class Players:
     """The processes, begun when they are first needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, only: str) -> None:
+        self._only = only
         self._context = get_context("spawn")
         self._players: dict[str, tuple[BaseProcess, Connection]] = {}
 
@@ -58,14 +59,16 @@ class Players:
     def _connection(self, provider: str) -> Connection:
         if provider not in self._players:
             ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=_play, args=(theirs, provider), daemon=True)
+            process = self._context.Process(
+                target=_play, args=(theirs, provider, self._only), daemon=True
+            )
             process.start()
             theirs.close()  # so that the end of the process is the end of the pipe
             self._players[provider] = process, ours
         return self._players[provider][1]
 
     def measure(self, place: int, case: Case, seconds: float) -> Result:
-        """Rounds over all providers of the case at `place` for about so long, at least ten."""
+        """Rounds over all providers of the case at `place` of `cases(only)` for about so long, at least ten."""
         providers = [*case.providers, COPY]
 
         def seconds_of(provider: str) -> float:
