@@ -215,8 +215,8 @@ int64_t pgd_step_rows(const PgdStep& a, const Plan& plan, int64_t image, int64_t
 }
 
 // pgd_row where both ranges are [0, 1] and the original has bytes, for the first row.size() / 32 *
-// 32 elements: the same bits in two thirds of the instructions. With -x in place of x, one bound is
-// there already and the other takes one addition; no map, and no zero that could be negative.
+// 32 elements: the same bits in four fifths of the instructions. With -x in place of x, one bound
+// is there already and the other takes one addition; no map, and no zero that could be negative.
 template <class D, class G>
 int64_t pgd_unit_row(const PgdStep& a, const Row& row, const Stepper<D, G> s,
                      const uint8_t* original, D* delta, G* adv, bool stream) {
