@@ -45,12 +45,13 @@ _MODULES_16_BIT = (
 
 
 def cases(only: str = "") -> Iterator[Case]:
-    """All of them, or, where `only` begins with the name of an op, as titles do, at least those that it
-    may be meant for; each builds its tensors when its turn comes."""
-    word = only.split(",")[0]
-    meant = [m for m in _MODULES if word and m.__name__.rpartition(".")[2].startswith(word)]
-    for module in meant or _MODULES:
-        yield from module.cases()
+    """All of them, or at least those whose title has `only` in it; each builds its tensors when its turn
+    comes. Titles begin with an op's name: where `only` does, the files of other ops are left out."""
+    names = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
+    op = only.split(",")[0]
+    for name, module in names.items():
+        if op not in names or op in name:
+            yield from module.cases()
 
 
 def cases_16_bit() -> Iterator[Case]:

@@ -110,11 +110,10 @@ UDP_HD F minus_unit_from_byte(const F& byte) {
 template <class D, class Adv>
 UDP_HD void store_unit(Adv* p, const F& a, const F& b, bool stream) {
     if constexpr (std::is_same_v<D, Float16> && std::is_same_v<Adv, BFloat16>) {
-        store_unit32(p, a, b, stream);
-    } else {
-        const F zero(0.0f), one(1.0f);
-        store32(p, at_most(at_least(a, zero), one), at_most(at_least(b, zero), one), stream);
+        if (store_unit32(p, a, b, stream)) return;
     }
+    const F zero(0.0f), one(1.0f);
+    store32(p, at_most(at_least(a, zero), one), at_most(at_least(b, zero), one), stream);
 }
 
 // D, G, X, Adv: storage types. Returns how many elements of the gradient were finite, the zeros
@@ -254,6 +253,7 @@ int64_t pgd_unit_row(const PgdStep& a, const Row& row, const Stepper<D, G> s,
 template <bool kMaps, class D, class G, class X, class Adv>
 int64_t pgd_step_direct(const PgdStep& a, const Plan& plan, int64_t image, int64_t chunk) {
     const float size = a.size[image];
+    // What a SignStep cannot take.
     if (size != 0.0f && std::abs(size) < 0x1p-125f) return pgd_step_rows<D>(a, plan, image, chunk);
     const int64_t pixel = chunk * plan.chunk_pixels, rest = plan.shape.pixels - pixel;
     Row row{image, 0, pixel, 1, rest < plan.chunk_pixels ? rest : plan.chunk_pixels, false};

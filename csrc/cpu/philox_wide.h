@@ -39,15 +39,13 @@ UDP_HD WideWords<Wide> upper_half(const WideWords<Wide>& a) {
     return r;
 }
 template <class Wide>
-UDP_HD void multiply(const WideWords<Wide>& a, uint32_t b, WideWords<Wide>& hi,
-                     WideWords<Wide>& lo) {
-    lo = product(a, b);
-    hi = upper_half(lo);
+UDP_HD Wide product(const Wide& a, uint32_t b) {
+    return product(a, Wide(b));
 }
-
-template <class Wide>
-UDP_HD void multiply(const Wide& a, uint32_t b, Wide& hi, Wide& lo) {
-    lo = product(a, Wide(b));
+// W: one register of lanes, or several.
+template <class W>
+UDP_HD void multiply(const W& a, uint32_t b, W& hi, W& lo) {
+    lo = product(a, b);
     hi = upper_half(lo);
 }
 

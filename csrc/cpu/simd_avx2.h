@@ -294,13 +294,11 @@ UDP_HD __m256i unit_bfloat16(F a) {
     const __m256i words = narrow(U(unit_words(a.lo), unit_words(a.hi)));
     return _mm256_min_epi16(words, _mm256_set1_epi16(0x3f80));
 }
-UDP_HD void store_unit32(BFloat16* p, F a, F b, bool stream) {
-    if (any_nan(a, b)) {
-        const F zero(0.0f), one(1.0f);
-        store32(p, at_most(at_least(a, zero), one), at_most(at_least(b, zero), one), stream);
-        return;
-    }
+// Returns whether it has: not where there is a NaN.
+UDP_HD bool store_unit32(BFloat16* p, F a, F b, bool stream) {
+    if (any_nan(a, b)) return false;
     store_halves(p, unit_bfloat16(a), unit_bfloat16(b), stream);
+    return true;
 }
 UDP_HD void stream_fence() {
     _mm_sfence();

@@ -178,8 +178,8 @@ def test_a_step_in_16_bits_from_every_byte_by_every_kind_of_number(
             for maximize, ends in product((True, False), ((0.0, 1.0), (-1.0, 1.0))):
                 for size in (x.shape[3], 61):  # whole vectors and a rest
                     d = delta[..., :size].clone()
-                    numbers = (torch.tensor(alpha), torch.tensor([eps]), None, "sign", "linf")
-                    call = (*numbers, maximize, 0.0, 1.0, *ends, dtype)
+                    step_and_norm = (torch.tensor(alpha), torch.tensor([eps]), None, "sign", "linf")
+                    call = (*step_and_norm, maximize, 0.0, 1.0, *ends, dtype)
                     results = step(d, grad[..., :size], x[..., :size], *call)
                     yield (alpha, eps, maximize, ends, size), [*results, d]
 
