@@ -29,7 +29,7 @@ CPP    := $(filter %.h %.hpp %.cpp %.cu %.cuh,$(shell find csrc -type f))
 SHELL  := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench prove gpu-check clean
+.PHONY: help demo test pytest lint format bench prove gpu-check clean
 
 help:  ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 18
@@ -39,7 +39,9 @@ demo: $(VENV)/.app  ## install, protect the four photographs into demo/, with su
 	@set -o pipefail; $(BIN)/udp-fast protect examples/photos -o demo --overwrite \
 	    --picture demo/before_after.png | tee demo/summary.txt
 
-test: $(VENV)/.test lint  ## install with [test], lint, check types, run the tests
+test: lint pytest  ## install with [test], lint, check types, run the tests; with -j 2 all at once
+
+pytest: $(VENV)/.test  ## the tests alone
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test  ## ruff, clang-format, mypy

@@ -34,8 +34,9 @@ struct SmallFloat {
         } else if (exponent == 0) {
             value = std::ldexp(static_cast<float>(mantissa), kLowest - kMantissa);
         } else {
-            value = std::ldexp(static_cast<float>(mantissa | 1 << kMantissa),
-                               exponent - 1 + kLowest - kMantissa);
+            const int field = exponent - 1 + kLowest + 127;  // float's
+            const int wide = field << 23 | mantissa << (23 - kMantissa);
+            std::memcpy(&value, &wide, sizeof value);
         }
         return (bits & 0x8000) != 0 ? -value : value;
     }

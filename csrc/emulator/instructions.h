@@ -153,14 +153,15 @@ UDP_UNINSTRUMENTED void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], cons
                     for (int r = 0; r < 2; ++r) b[2 * t + 8 * r + k][g] = half(o.b[r], k);
                 }
             }
+            // Four sums side by side: a processor adds them at the same time.
             for (int lane = 0; lane < 32; ++lane) {
                 Operand& o = *static_cast<Operand*>(operands[lane]);
-                for (int r = 0; r < 4; ++r) {
-                    const int i = lane / 4 + 8 * (r / 2), j = 2 * (lane % 4) + r % 2;
-                    double sum = static_cast<double>(o.d[r]);
-                    for (int k = 0; k < 16; ++k) sum += a[i][k] * b[k][j];
-                    o.d[r] = static_cast<float>(sum);
-                }
+                const int i = lane / 4, j = 2 * (lane % 4);
+                double sum[4];
+                for (int r = 0; r < 4; ++r) sum[r] = static_cast<double>(o.d[r]);
+                for (int k = 0; k < 16; ++k)
+                    for (int r = 0; r < 4; ++r) sum[r] += a[i + 8 * (r / 2)][k] * b[k][j + r % 2];
+                for (int r = 0; r < 4; ++r) o.d[r] = static_cast<float>(sum[r]);
             }
         },
         "mma_m16n8k16", site);

@@ -77,6 +77,9 @@ bool ordered(Stamp s, const Thread& thread, bool shared) {
 // of them meets the other.
 struct Cell {
     Stamp write, read, older_read;
+    bool operator==(const Cell& other) const {
+        return write == other.write && read == other.read && older_read == other.older_read;
+    }
 };
 
 struct Free {
@@ -275,19 +278,34 @@ size_t distinct(std::vector<uintptr_t>& v) {
     return static_cast<size_t>(std::unique(v.begin(), v.end()) - v.begin());
 }
 
-// A bank serves one 4-byte word at a time; lanes that want the same word share it. 8-byte accesses
-// take at least one wavefront a half warp, 16-byte accesses one a quarter.
+// The words that some lanes want at once. A bank serves one 4-byte word at a time; lanes that want
+// the same word share it.
+class Banks {
+  public:
+    void add(uintptr_t word) {
+        uintptr_t* bank = words_[word % 32];
+        size_t& count = counts_[word % 32];
+        if (std::find(bank, bank + count, word) == bank + count) bank[count++] = word;
+    }
+    size_t wavefronts() const {
+        return std::max<size_t>(1, *std::max_element(counts_, counts_ + 32));
+    }
+
+  private:
+    uintptr_t words_[32][32];  // a bank gets no more than one word a lane
+    size_t counts_[32] = {};
+};
+
+// 8-byte accesses take at least one wavefront a half warp, 16-byte accesses one a quarter.
 void count_shared(const Request* first, const Request* last) {
     const int lanes_at_once = first->bytes <= 4 ? 32 : first->bytes <= 8 ? 16 : 8;
     for (const Request* r = first; r < last; r += lanes_at_once) {
-        std::vector<uintptr_t> banks[32];
+        Banks banks;
         for (const Request* q = r; q < std::min(last, r + lanes_at_once); ++q)
             for (uintptr_t word = q->address / 4; word <= (q->address + q->bytes - 1) / 4; ++word)
-                banks[word % 32].push_back(word);
-        size_t wavefronts = 1;
-        for (auto& bank : banks) wavefronts = std::max(wavefronts, distinct(bank));
-        state.counters->shared_wavefronts += wavefronts;
-        state.counters->shared_conflicts += wavefronts - 1;
+                banks.add(word);
+        state.counters->shared_wavefronts += banks.wavefronts();
+        state.counters->shared_conflicts += banks.wavefronts() - 1;
     }
 }
 
@@ -342,6 +360,44 @@ void land(Thread& thread, const std::vector<Copy>& group) {
     }
 }
 
+// What becomes of the history of `count` bytes that have one history, from `at` on.
+Cell accessed(Cell cell, const Region& region, size_t at, size_t count, unsigned kind,
+              unsigned bytes, const void* where) {
+    const Thread& thread = *state.running;
+    Counters& counters = *state.counters;
+    const bool store = (kind & kStore) != 0, atomic = (kind & kAtomic) != 0;
+    if ((!store || atomic) && (region.shared ? epoch_of(cell.write) < state.block_epoch
+                                             : !region.written && cell.write == 0))
+        fault("uninitialised: %s at byte %zu of %s, which was never written",
+              what(kind, bytes, where).c_str(), at, region.name.c_str());
+    if (!(atomic && (cell.write & kByAtomic) != 0) && !ordered(cell.write, thread, region.shared))
+        race(region, at, "wrote", cell.write, kind, bytes, where);
+    if (!store) {
+        if ((kind & kReadOnly) != 0 && epoch_of(cell.write) >= state.launch_epoch)
+            fault("%s through the read-only path at byte %zu of %s, which this launch wrote",
+                  what(kind, bytes, where).c_str(), at, region.name.c_str());
+        if (epoch_of(cell.read) < state.launch_epoch) {
+            cell.read = cell.older_read = 0;
+            if (!region.shared) counters.unique_load_bytes += count;
+        }
+        if (epoch_of(cell.read) != state.epoch || thread_of(cell.read) != thread.id)
+            cell.older_read = cell.read;
+        cell.read = stamp(thread, kind) | (cell.read & kByReadOnly);
+        return cell;
+    }
+    if (!ordered(cell.read, thread, region.shared))
+        race(region, at, "read", cell.read, kind, bytes, where);
+    if (!ordered(cell.older_read, thread, region.shared))
+        race(region, at, "read", cell.older_read, kind, bytes, where);
+    if ((cell.read & kByReadOnly) != 0 && epoch_of(cell.read) >= state.launch_epoch)
+        fault("%s at byte %zu of %s, which this launch read through the read-only path",
+              what(kind, bytes, where).c_str(), at, region.name.c_str());
+    if (!region.shared && epoch_of(cell.write) < state.launch_epoch)
+        counters.unique_store_bytes += count;
+    cell.write = stamp(thread, kind);
+    return cell;
+}
+
 constexpr uint64_t kMostSteps = 20'000'000;
 
 }  // namespace
@@ -383,45 +439,20 @@ void access(const void* address, unsigned bytes, unsigned kind, const void* wher
             fault("%s: %s is not shared memory", what(kind, bytes, where).c_str(),
                   region->name.c_str());
         if (atomic && !region->shared) state.ordered_with_other_blocks = true;
-        const Stamp now = stamp(thread, kind);
-        for (size_t i = offset; i < offset + bytes; ++i) {
-            Cell& cell = region->cells[i];
-            if (copies_under_way != 0 && !region->in_flight.empty() && region->in_flight[i] != 0)
-                fault("%s at byte %zu of %s: thread %d's cp.async there was not waited for",
-                      what(kind, bytes, where).c_str(), i, region->name.c_str(),
-                      region->in_flight[i] - 1);
-            const bool reads = !store || atomic;
-            if (reads && (region->shared ? epoch_of(cell.write) < state.block_epoch
-                                         : !region->written && cell.write == 0))
-                fault("uninitialised: %s at byte %zu of %s, which was never written",
-                      what(kind, bytes, where).c_str(), i, region->name.c_str());
-            if (!(atomic && (cell.write & kByAtomic) != 0) &&
-                !ordered(cell.write, thread, region->shared))
-                race(*region, i, "wrote", cell.write, kind, bytes, where);
-            if (!store) {
-                if ((kind & kReadOnly) != 0 && epoch_of(cell.write) >= state.launch_epoch)
-                    fault(
-                        "%s through the read-only path at byte %zu of %s, which this launch wrote",
-                        what(kind, bytes, where).c_str(), i, region->name.c_str());
-                if (epoch_of(cell.read) < state.launch_epoch) {
-                    cell.read = cell.older_read = 0;
-                    if (!region->shared) ++counters.unique_load_bytes;
-                }
-                if (epoch_of(cell.read) != state.epoch || thread_of(cell.read) != thread.id)
-                    cell.older_read = cell.read;
-                cell.read = now | (cell.read & kByReadOnly);
-                continue;
-            }
-            if (!ordered(cell.read, thread, region->shared))
-                race(*region, i, "read", cell.read, kind, bytes, where);
-            if (!ordered(cell.older_read, thread, region->shared))
-                race(*region, i, "read", cell.older_read, kind, bytes, where);
-            if ((cell.read & kByReadOnly) != 0 && epoch_of(cell.read) >= state.launch_epoch)
-                fault("%s at byte %zu of %s, which this launch read through the read-only path",
-                      what(kind, bytes, where).c_str(), i, region->name.c_str());
-            if (!region->shared && epoch_of(cell.write) < state.launch_epoch)
-                ++counters.unique_store_bytes;
-            cell.write = now;
+        // Bytes side by side mostly have one history: what follows from it is found for the first.
+        for (size_t i = offset; i < offset + bytes;) {
+            const size_t first = i;
+            const Cell before = region->cells[i];
+            do ++i;
+            while (i < offset + bytes && region->cells[i] == before);
+            if (copies_under_way != 0 && !region->in_flight.empty())
+                for (size_t k = first; k < i; ++k)
+                    if (region->in_flight[k] != 0)
+                        fault("%s at byte %zu of %s: thread %d's cp.async there was not waited for",
+                              what(kind, bytes, where).c_str(), k, region->name.c_str(),
+                              region->in_flight[k] - 1);
+            const Cell after = accessed(before, *region, first, i - first, kind, bytes, where);
+            std::fill(&region->cells[first], &region->cells[i], after);
         }
     }
     if (atomic) ++counters.atomics;
@@ -439,19 +470,21 @@ void access(const void* address, unsigned bytes, unsigned kind, const void* wher
 
 void copy_async(void* shared, const void* global, int bytes, int source_bytes, const void* where) {
     Thread& thread = *state.running;
-    const std::string copy = "cp.async of " + std::to_string(bytes) + " bytes " + place(where);
+    const auto copy = [&] {
+        return "cp.async of " + std::to_string(bytes) + " bytes " + place(where);
+    };
     if (source_bytes < 0 || source_bytes > bytes)
-        fault("%s: %d source bytes", copy.c_str(), source_bytes);
+        fault("%s: %d source bytes", copy().c_str(), source_bytes);
     if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) %
             static_cast<unsigned>(bytes) !=
         0)
-        fault("%s: an address is not a multiple of %d", copy.c_str(), bytes);
+        fault("%s: an address is not a multiple of %d", copy().c_str(), bytes);
     if (source_bytes > 0) access(global, static_cast<unsigned>(source_bytes), kLoad, where);
     access(shared, static_cast<unsigned>(bytes), kStore | kExact, where);
     if (kChecked) {
         Region* to = find(reinterpret_cast<uintptr_t>(shared));
         if (to == nullptr || !to->shared)
-            fault("%s: the destination is not shared memory", copy.c_str());
+            fault("%s: the destination is not shared memory", copy().c_str());
         to->in_flight.resize(to->bytes);
         const size_t offset = reinterpret_cast<uintptr_t>(shared) - to->base;
         for (size_t i = offset; i < offset + static_cast<size_t>(bytes); ++i)
@@ -480,15 +513,11 @@ void copy_async_wait(int pending) {
 
 void count_matrix_load(const void* const* rows, int matrices) {
     for (int m = 0; m < matrices; ++m) {
-        std::vector<uintptr_t> banks[32];
+        Banks banks;
         for (int i = 0; i < 8; ++i)
-            for (uintptr_t k = 0; k < 4; ++k) {
-                const uintptr_t word = reinterpret_cast<uintptr_t>(rows[8 * m + i]) / 4 + k;
-                banks[word % 32].push_back(word);
-            }
-        size_t wavefronts = 1;
-        for (auto& bank : banks) wavefronts = std::max(wavefronts, distinct(bank));
-        state.counters->ldmatrix_conflicts += wavefronts - 1;
+            for (uintptr_t k = 0; k < 4; ++k)
+                banks.add(reinterpret_cast<uintptr_t>(rows[8 * m + i]) / 4 + k);
+        state.counters->ldmatrix_conflicts += banks.wavefronts() - 1;
     }
     ++state.counters->ldmatrix;
 }

@@ -116,6 +116,13 @@ _VAE = _seeded(
     latent_channels=4,
 )
 
+#: Of a text-conditioned UNet: one block that attends and one that does not, a way down and up.
+TWO_SIZES: dict[str, Any] = {
+    "layers_per_block": 1,
+    "block_out_channels": (32, 64),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
 #: Stable Diffusion 1.5's UNet, narrower and shallower.
 SD15 = _seeded(UNet2DConditionModel, attention_head_dim=4, **_BLOCKS)
 

@@ -10,19 +10,23 @@ from torch import Tensor
 
 pytest.importorskip("diffusers")
 
-from networks import NETWORKS, Network, assert_same, gradient, image, plain_and_exact, relative
+from networks import (
+    NETWORKS,
+    TWO_SIZES,
+    Network,
+    assert_same,
+    gradient,
+    image,
+    plain_and_exact,
+    relative,
+)
 
 import udp_fast
 
 #: A second layer of the same kind in each block teaches nothing and is traced as long as the first;
-#: nor does a third and fourth size of blocks, but for one network that has them all.
-TWO_SIZES: dict[str, Any] = {
-    "layers_per_block": 1,
-    "block_out_channels": (32, 64),
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-}
+#: nor does a third and fourth size of blocks.
 SMALLER: dict[str, dict[str, Any]] = {
+    "sd15": TWO_SIZES,
     "sd15-masked": TWO_SIZES,
     "sd21": {**TWO_SIZES, "attention_head_dim": (2, 4)},
     "sdxl": {
@@ -30,21 +34,21 @@ SMALLER: dict[str, dict[str, Any]] = {
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
         "attention_head_dim": (2, 4),
-        "transformer_layers_per_block": (1, 2),
+        "transformer_layers_per_block": 1,
     },
     "ddpm": {
         **TWO_SIZES,
         "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
         "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
     },
+    "adm": {"layers_per_block": 1},
 }
 
 
 def compiled(name: str, backend: str) -> Network:
     """Whose runs are compiled without a graph break, forward and backward."""
     network = NETWORKS[name]
-    small = (name, backend) == ("sd15", "inductor")
-    module = network.make(**(TWO_SIZES if small else SMALLER.get(name, {}))).requires_grad_(False)
+    module = network.make(**SMALLER.get(name, {})).requires_grad_(False)
     torch._dynamo.reset()
     run = torch.compile(
         lambda m, v: network.run(m, v), fullgraph=True, backend=backend, dynamic=False
@@ -52,12 +56,12 @@ def compiled(name: str, backend: str) -> Network:
     return Network(lambda: module, network.shape, run)
 
 
-#: These take seconds to compile in full, a UNet up to a minute: of those one.
-QUICK = ("vae-decode", "sd3", "flux")
+#: In full; the others as far as autograd goes. A UNet takes long: of those one.
+IN_FULL = ("sd15", "vae-decode", "sd3", "flux")
 COMPILED = [
-    *((name, "aot_eager") for name in NETWORKS if name != "sd15-odd-size"),
-    *((name, "inductor") for name in QUICK),
-    pytest.param("sd15", "inductor", marks=pytest.mark.slow),
+    (name, "inductor" if name in IN_FULL else "aot_eager")
+    for name in NETWORKS
+    if name != "sd15-odd-size"
 ]
 
 

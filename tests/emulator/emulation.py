@@ -14,7 +14,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -152,7 +152,7 @@ def _runtime() -> tuple[Path, ...]:
     return tuple(compiled(EMULATOR / name, flags) for name in sources)
 
 
-def build(source: Path, *, defines: Iterable[str] = (), include: Iterable[Path] = ()) -> Path:
+def build(source: Path, *, defines: Sequence[str] = (), include: Sequence[Path] = ()) -> Path:
     """The shared library of one .cu file; built once per content of it and of all it includes."""
     folders = [EMULATOR, ROOT / "csrc/cuda", ROOT / "csrc", *include]
     flags = [*_COMMON, *(_SANITIZERS if SANITIZE else _CHECKED_KERNEL)]
@@ -337,8 +337,7 @@ def _load(path: Path) -> Emulated:
     return Emulated(path)
 
 
-def emulate(
-    source: Path | str, *, defines: Iterable[str] = (), include: Iterable[Path] = ()
-) -> Emulated:
-    """Builds (from the cache where possible) and loads a .cu file."""
-    return _load(build(Path(source), defines=tuple(defines), include=tuple(include)))
+@cache
+def emulate(source: Path, *, defines: Sequence[str] = (), include: Sequence[Path] = ()) -> Emulated:
+    """Builds (from the cache where possible) and loads a .cu file; in one process only once."""
+    return _load(build(source, defines=defines, include=include))

@@ -58,9 +58,12 @@ def pytest_of_ops(*arguments: str) -> str:
 def test_the_contract_tests_keep_to_one_device() -> None:
     if backend("cpu").missing:
         pytest.skip(backend("cpu").missing)
+    # What torch does with an op's registration tells nothing of where tensors are made; conv3x3 has
+    # no kernel for a GPU.
+    untold = "compile or opcheck or test_torch_library or conv3x3"
     out = pytest_of_ops(
         *("-p", "pretended_gpu", "-p", "few_examples"),
-        *("-k", "cpu and not compile and not test_torch_library and not conv3x3"),
+        *("-k", f"cpu and not ({untold})"),
     )
     passed = re.search(r"(\d+) passed", out)
     assert passed is not None
