@@ -26,17 +26,16 @@ struct SmallFloat {
     }
 
     operator float() const {
+        if constexpr (kExponent == 8) return from_word(static_cast<uint32_t>(bits) << 16);
         const int exponent = (bits >> kMantissa) & ((1 << kExponent) - 1);
         const int mantissa = bits & ((1 << kMantissa) - 1);
         float value;
         if (exponent == (1 << kExponent) - 1) {
             value = mantissa != 0 ? NAN : INFINITY;
         } else if (exponent == 0) {
-            value = std::ldexp(static_cast<float>(mantissa), kLowest - kMantissa);
+            value = static_cast<float>(mantissa) * from_word((kLowest - kMantissa + 127) << 23);
         } else {
-            const int field = exponent - 1 + kLowest + 127;  // float's
-            const int wide = field << 23 | mantissa << (23 - kMantissa);
-            std::memcpy(&value, &wide, sizeof value);
+            value = from_word((exponent - 1 + kLowest + 127) << 23 | mantissa << (23 - kMantissa));
         }
         return (bits & 0x8000) != 0 ? -value : value;
     }
@@ -58,6 +57,12 @@ struct SmallFloat {
 
   private:
     static constexpr int kLowest = 2 - (1 << (kExponent - 1));  // of a normal number's exponent
+
+    static float from_word(uint32_t word) {
+        float value;
+        std::memcpy(&value, &word, sizeof value);
+        return value;
+    }
 
     static unsigned short round(float value) {
         const int sign = std::signbit(value) ? 0x8000 : 0;

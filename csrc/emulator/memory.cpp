@@ -10,6 +10,7 @@
 #include <link.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -82,8 +83,68 @@ struct Cell {
     }
 };
 
-struct Free {
-    void operator()(void* p) const { free(p); }
+// The cells of a stretch of memory. Most accesses are wide, so sixteen bytes share one cell until
+// an access tells them apart: then each quarter, and of a quarter each byte, has one of its own.
+class History {
+  public:
+    History(uintptr_t base, size_t bytes)
+        : first_(base / kWidest),
+          nodes_(static_cast<Node*>(
+              calloc((base + bytes + kWidest - 1) / kWidest - base / kWidest, sizeof(Node)))) {}
+
+    // change(Cell&, address, bytes) for each part of [a, a + bytes) that has one history.
+    template <class Change>
+    void visit(uintptr_t a, size_t bytes, const Change& change) {
+        for (uintptr_t start = a / kWidest * kWidest; start < a + bytes; start += kWidest)
+            visit(nodes_.get()[start / kWidest - first_], start, kWidest, a, a + bytes, change);
+    }
+
+  private:
+    static constexpr size_t kWidest = 16;
+    struct Node {
+        Cell cell;
+        Node* quarters;  // null: all bytes have this cell
+    };
+    struct Free {
+        void operator()(void* p) const { free(p); }
+    };
+
+    template <class Change>
+    void visit(Node& node, uintptr_t start, size_t bytes, uintptr_t a, uintptr_t end,
+               const Change& change) {
+        if (node.quarters == nullptr) {
+            if (a <= start && start + bytes <= end) return change(node.cell, start, bytes);
+            split(node);
+        }
+        const size_t quarter = bytes / 4;
+        for (int i = 0; i < 4; ++i, start += quarter)
+            if (a < start + quarter && start < end)
+                visit(node.quarters[i], start, quarter, a, end, change);
+        merge(node);
+    }
+    void split(Node& node) {
+        if (unused_.empty()) {
+            pool_.emplace_back();
+            unused_.push_back(pool_.back().data());
+        }
+        node.quarters = unused_.back();
+        unused_.pop_back();
+        std::fill(node.quarters, node.quarters + 4, Node{node.cell, nullptr});
+    }
+    void merge(Node& node) {
+        for (int i = 0; i < 4; ++i)
+            if (node.quarters[i].quarters != nullptr ||
+                !(node.quarters[i].cell == node.quarters[0].cell))
+                return;
+        node.cell = node.quarters[0].cell;
+        unused_.push_back(node.quarters);
+        node.quarters = nullptr;
+    }
+
+    uintptr_t first_;
+    std::unique_ptr<Node[], Free> nodes_;
+    std::deque<std::array<Node, 4>> pool_;
+    std::vector<Node*> unused_;
 };
 
 struct Region {
@@ -91,7 +152,7 @@ struct Region {
     size_t bytes;
     std::string name;
     bool shared, writable, written;
-    std::unique_ptr<Cell[], Free> cells;
+    std::unique_ptr<History> history;
     std::vector<uint16_t> in_flight;  // 1 + the thread whose cp.async is under way
 
     uintptr_t end() const { return base + bytes; }
@@ -110,7 +171,7 @@ Region* add_region(uintptr_t base, size_t bytes, std::string name, bool shared, 
                    bool written) {
     auto region = std::make_unique<Region>();
     *region = {base, bytes, std::move(name), shared, writable, written, nullptr, {}};
-    if (kChecked) region->cells.reset(static_cast<Cell*>(calloc(bytes, sizeof(Cell))));
+    if (kChecked) region->history = std::make_unique<History>(base, bytes);
     const auto place =
         std::lower_bound(regions.begin(), regions.end(), base,
                          [](const std::unique_ptr<Region>& r, uintptr_t b) { return r->base < b; });
@@ -348,11 +409,13 @@ void land(Thread& thread, const std::vector<Copy>& group) {
         Region* region = find(reinterpret_cast<uintptr_t>(copy.shared));
         const size_t offset =
             region == nullptr ? 0 : reinterpret_cast<uintptr_t>(copy.shared) - region->base;
-        if (kChecked)
-            for (size_t i = offset; i < offset + static_cast<size_t>(copy.bytes); ++i) {
-                region->in_flight[i] = 0;
-                region->cells[i].write = stamp(thread, kStore);
-            }
+        if (kChecked) {
+            const auto bytes = static_cast<size_t>(copy.bytes);
+            std::fill_n(&region->in_flight[offset], bytes, uint16_t{0});
+            region->history->visit(
+                region->base + offset, bytes,
+                [&](Cell& cell, uintptr_t, size_t) { cell.write = stamp(thread, kStore); });
+        }
         memcpy(copy.shared, copy.data, static_cast<size_t>(copy.bytes));
         if (thread.reads_late)
             memcpy(copy.shared, copy.global, static_cast<size_t>(copy.source_bytes));
@@ -360,9 +423,9 @@ void land(Thread& thread, const std::vector<Copy>& group) {
     }
 }
 
-// What becomes of the history of `count` bytes that have one history, from `at` on.
-Cell accessed(Cell cell, const Region& region, size_t at, size_t count, unsigned kind,
-              unsigned bytes, const void* where) {
+// Of an access of `bytes`: what becomes of those `count`, from `at` on, whose history is `cell`.
+void note_access(Cell& cell, const Region& region, size_t at, size_t count, unsigned kind,
+                 unsigned bytes, const void* where) {
     const Thread& thread = *state.running;
     Counters& counters = *state.counters;
     const bool store = (kind & kStore) != 0, atomic = (kind & kAtomic) != 0;
@@ -383,7 +446,7 @@ Cell accessed(Cell cell, const Region& region, size_t at, size_t count, unsigned
         if (epoch_of(cell.read) != state.epoch || thread_of(cell.read) != thread.id)
             cell.older_read = cell.read;
         cell.read = stamp(thread, kind) | (cell.read & kByReadOnly);
-        return cell;
+        return;
     }
     if (!ordered(cell.read, thread, region.shared))
         race(region, at, "read", cell.read, kind, bytes, where);
@@ -395,7 +458,6 @@ Cell accessed(Cell cell, const Region& region, size_t at, size_t count, unsigned
     if (!region.shared && epoch_of(cell.write) < state.launch_epoch)
         counters.unique_store_bytes += count;
     cell.write = stamp(thread, kind);
-    return cell;
 }
 
 constexpr uint64_t kMostSteps = 20'000'000;
@@ -439,21 +501,15 @@ void access(const void* address, unsigned bytes, unsigned kind, const void* wher
             fault("%s: %s is not shared memory", what(kind, bytes, where).c_str(),
                   region->name.c_str());
         if (atomic && !region->shared) state.ordered_with_other_blocks = true;
-        // Bytes side by side mostly have one history: what follows from it is found for the first.
-        for (size_t i = offset; i < offset + bytes;) {
-            const size_t first = i;
-            const Cell before = region->cells[i];
-            do ++i;
-            while (i < offset + bytes && region->cells[i] == before);
-            if (copies_under_way != 0 && !region->in_flight.empty())
-                for (size_t k = first; k < i; ++k)
-                    if (region->in_flight[k] != 0)
-                        fault("%s at byte %zu of %s: thread %d's cp.async there was not waited for",
-                              what(kind, bytes, where).c_str(), k, region->name.c_str(),
-                              region->in_flight[k] - 1);
-            const Cell after = accessed(before, *region, first, i - first, kind, bytes, where);
-            std::fill(&region->cells[first], &region->cells[i], after);
-        }
+        if (copies_under_way != 0 && !region->in_flight.empty())
+            for (size_t i = offset; i < offset + bytes; ++i)
+                if (region->in_flight[i] != 0)
+                    fault("%s at byte %zu of %s: thread %d's cp.async there was not waited for",
+                          what(kind, bytes, where).c_str(), i, region->name.c_str(),
+                          region->in_flight[i] - 1);
+        region->history->visit(a, bytes, [&](Cell& cell, uintptr_t at, size_t count) {
+            note_access(cell, *region, at - region->base, count, kind, bytes, where);
+        });
     }
     if (atomic) ++counters.atomics;
     if (region->shared) {
@@ -564,9 +620,10 @@ void remove_allocation(const void* address) {
 void mark_written(const void* address, size_t bytes) {
     Region* region = find(reinterpret_cast<uintptr_t>(address));
     if (!kChecked || region == nullptr) return;
-    const size_t offset = reinterpret_cast<uintptr_t>(address) - region->base;
-    for (size_t i = offset; i < std::min(offset + bytes, region->bytes); ++i)
-        region->cells[i].write = static_cast<Stamp>(state.epoch) << 32;
+    const uintptr_t a = reinterpret_cast<uintptr_t>(address);
+    region->history->visit(
+        a, std::min(bytes, region->end() - a),
+        [](Cell& cell, uintptr_t, size_t) { cell.write = static_cast<Stamp>(state.epoch) << 32; });
 }
 
 // ---- called by threads.cpp

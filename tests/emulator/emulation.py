@@ -163,7 +163,7 @@ def build(source: Path, *, defines: Sequence[str] = (), include: Sequence[Path] 
     output = CACHE / f"{source.stem}-{key}.so"
     if output.exists():
         return output
-    part = output.with_suffix(".o")
+    part = output.with_suffix(f".{os.getpid()}.o")  # another process may be building the same
     arguments = [*flags, *(f"-I{folder}" for folder in folders)]
     arguments += ["-include", "cuda_emulator.h", "-x", "c++", "-c", str(source)]
     _compile(arguments, part)
@@ -285,7 +285,7 @@ class Emulated:
                         f"{launcher}: schedules {seeds[0]} and {seed} differ from byte {at} on of "
                         f"the array at {region.address:#x} ({region.size} bytes)"
                     )
-        # The history of every byte, 24 times the arrays' size, would stay until the next call.
+        # The history of every byte, of more bytes than the array has, would stay until the next call.
         self._begin(seeds[0], count=False)
         return launches
 
