@@ -625,17 +625,43 @@ def test_only_the_pinned_backend_runs(attention_backend, monkeypatch, caplog):
 
 @pytest.fixture
 def remembered(monkeypatch):
-    """What is left to torch from here on, with no variable set."""
+    """What is remembered from here on, with no variable set."""
     for name in dispatch.VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    calls = set()
-    monkeypatch.setattr(attention_module, "_left_to_torch", calls)
+    calls = {}
+    monkeypatch.setattr(attention_module, "_remembered", calls)
     return calls
+
+
+@pytest.mark.parametrize(
+    "needs", [(False, False, False), (True, False, False), (True, True, True)], ids=str
+)
+@pytest.mark.parametrize("shape", [TINY, (1, 8, 64, 77, 40), (1, 8, 64, 77, 160)], ids=str)
+def test_a_call_like_an_earlier_one_is_neither_checked_nor_chosen_for(
+    shape, needs, remembered, monkeypatch
+):
+    """Whoever takes it, torch, its kernel in our backward, or ours."""
+    *leaves, grad = operands(shape)
+    leaves = [x.requires_grad_(n) for x, n in zip(leaves, needs, strict=True)]
+
+    def results():
+        out = attention(*leaves)
+        wanted = [x for x in leaves if x.requires_grad]
+        return [out, *(torch.autograd.grad(out, wanted, grad) if wanted else ())]
+
+    first = results()
+    assert len(remembered) == 1
+    with monkeypatch.context() as patch:
+        for name in ("_check_tensors", "_eager"):
+            patch.setattr(attention_module, name, None)
+        again = results()
+    assert all(map(same_bits, again, first))
+    assert type(again[0].grad_fn) is type(first[0].grad_fn)
 
 
 @pytest.mark.usefixtures("remembered")
 def test_what_was_left_to_torch_once_is_chosen_anew_where_anything_differs(monkeypatch, caplog):
-    """A call like an earlier one goes straight to torch; what the checks and choices look at counts."""
+    """What the checks and choices look at counts."""
     q, k, v = operands(TINY)[:3]
     first = attention(q, k, v)
     with monkeypatch.context() as patch:

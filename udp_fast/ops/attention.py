@@ -20,8 +20,8 @@ float32 in an order that depends on the shapes alone, without atomics.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -81,12 +81,16 @@ torch.library.register_fake("udp_fast::attention", _fake)
 torch.library.register_fake("udp_fast::attention_backward", _fake_backward)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], out: Tensor, lse: Tensor) -> None:
     q, k, v, bias, ctx.scale, ctx.has_lse = inputs
-    out, lse = output
-    ctx.mark_non_differentiable(lse)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(q, k, v, bias, *((out, lse) if ctx.has_lse else ()))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    _, lse = output
+    ctx.mark_non_differentiable(lse)
+    _save(ctx, inputs, *output)
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, _grad_lse: Tensor | None) -> tuple[Any, ...]:
@@ -117,20 +121,21 @@ torch.library.register_autograd("udp_fast::attention_backward", _no_second_deriv
 
 
 class _Eager(torch.autograd.Function):
-    """The same rule without torch.library's dispatch."""
+    """The same rule without torch.library's dispatch, which gives out alone."""
 
     # In one function: for a setup_context of its own torch inspects forward's signature at each call,
     # which takes longer than a small latent's attention.
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
         *args, kernel = inputs
         out, lse = kernel(*args)
-        _setup_context(ctx, tuple(args), (out, lse))
-        return out, lse
+        _save(ctx, tuple(args), out, lse)
+        assert isinstance(out, Tensor)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        return *_backward(ctx, *grads), None
+        return *_backward(ctx, *grads, None), None
 
 
 def _is_left_to_torch(chosen: Backend, args: tuple[Any, ...], wanted: Sequence[bool]) -> bool:
@@ -150,9 +155,12 @@ def _is_left_to_torch(chosen: Backend, args: tuple[Any, ...], wanted: Sequence[b
     )
 
 
-#: The calls that were checked and then left to torch. Such a call is small: checks and choices take a
-#: quarter as long, and are not made again for one that is like it in all they look at.
-_left_to_torch: set[tuple[Any, ...]] = set()
+Run = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+#: How calls are run, of q, k and v alone, that were checked and chosen for. Beside a small attention
+#: checks and choices take long; they are not made again for a call that is like an earlier one in all
+#: they look at.
+_remembered: dict[tuple[Any, ...], Run] = {}
 _MOST_REMEMBERED = 1024
 
 
@@ -173,32 +181,35 @@ def _likeness(q: Any, k: Any, v: Any, scale: Any) -> tuple[Any, ...] | None:
     )
 
 
-def _default_scale(q: Tensor) -> float:
-    scale: float = max(q.shape[3], 1) ** -0.5
-    return scale
-
-
-def _by_torch(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    return in_strides_of(q, F.scaled_dot_product_attention(q, k, v, scale=scale))
-
-
 def _eager(
     args: tuple[Any, ...], wanted: Sequence[bool], likeness: tuple[Any, ...] | None
 ) -> Tensor:
     """The op without torch.library's dispatch."""
     chosen = dispatch.taker("attention", args)
+    rest = args[3:]
     if _is_left_to_torch(chosen, args, wanted):
-        q, k, v, _, scale, _ = args
-        if likeness is not None and dispatch.is_unsteered():
-            if len(_left_to_torch) >= _MOST_REMEMBERED:
-                _left_to_torch.clear()
-            _left_to_torch.add(likeness)
-        return _by_torch(q, k, v, scale)
-    kernel: Any = chosen.ops["attention"]
-    apply: Any = _Eager.apply
-    out, _ = apply(*args, kernel) if any(wanted) else kernel(*args)
-    assert isinstance(out, Tensor)
-    return out
+        _, scale, _ = rest
+
+        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            found = F.scaled_dot_product_attention(q, k, v, scale=scale)
+            return in_strides_of(q, found)
+    else:
+        differentiated, apply = any(wanted), cast(Any, _Eager.apply)
+
+        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            kernel: Any = chosen.ops["attention"]
+            if differentiated:
+                out = apply(q, k, v, *rest, kernel)
+            else:
+                out, _ = kernel(q, k, v, *rest)
+            assert isinstance(out, Tensor)
+            return out
+
+    if likeness is not None and dispatch.is_unsteered():
+        if len(_remembered) >= _MOST_REMEMBERED:
+            _remembered.clear()
+        _remembered[likeness] = run
+    return run(*args[:3])
 
 
 def _check_tensors(q: Any, k: Any, v: Any) -> None:
@@ -311,12 +322,15 @@ def attention(
         RuntimeError: a second derivative was asked for: NotImplementedError, or torch's own error.
     """
     likeness = _likeness(q, k, v, scale) if bias is None and needs is None else None
-    # Where torch.compile traces, a look into the set would be a guard on all that is in it.
-    if likeness is not None and likeness in _left_to_torch and dispatch.is_unsteered():
-        return _by_torch(q, k, v, _default_scale(q) if scale is None else scale)
+    # Where torch.compile traces there is no likeness: a look into what is remembered would be a guard
+    # on all of it.
+    if likeness is not None and dispatch.is_unsteered():
+        run = _remembered.get(likeness)
+        if run is not None:
+            return run(q, k, v)
     _check_tensors(q, k, v)
     if scale is None:
-        scale = _default_scale(q)
+        scale = max(q.shape[3], 1) ** -0.5
     elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise TypeError(f"attention: scale: got {type(scale).__name__}, expected a number or None")
     elif not math.isfinite(scale):
