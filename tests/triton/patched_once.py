@@ -1,5 +1,5 @@
 """A pytest plugin: Triton's interpreter does a few things once instead of again and again. Results stay
-the same; of the time that interpreted tests take less than a third is left.
+the same; of the time that interpreted tests take less than half is left.
 """
 
 from __future__ import annotations
@@ -10,31 +10,24 @@ from typing import Any
 from triton import language as tl
 from triton.runtime import interpreter
 
-# It patches its language for each launch. Of itself it searches the whole language at each call of a
-# function within a kernel, to find everything patched already.
+# It patches its language for each launch, and searches all of it at each call of a function within a
+# kernel, to find everything patched already. Here nothing else uses it: once will do.
 patch = interpreter._patch_lang
-#: Of the launch that is under way, the sets of modules whose functions are patched.
-patched: set[tuple[bool, ...]] = set()
+patched: set[Any] = set()
 
 
 class Scope:
-    """Of a launch, which restores at its end what it patched; or of a call within it."""
-
-    def __init__(self, inner: Any = None) -> None:
-        self.inner = inner
-
     def restore(self) -> None:
-        patched.clear()
-        if self.inner is not None:
-            self.inner.restore()
+        pass
 
 
 def patch_once(function: Any) -> Scope:
-    reached = tuple(any(v is m for v in function.__globals__.values()) for m in (tl, tl.core))
-    if reached in patched:
-        return Scope()
-    patched.add(reached)
-    return Scope(patch(function))
+    if function not in patched:
+        reached = tuple(any(v is m for v in function.__globals__.values()) for m in (tl, tl.core))
+        if reached not in patched:
+            patch(function)
+        patched.update((function, reached))
+    return Scope()
 
 
 interpreter._patch_lang = patch_once

@@ -23,7 +23,9 @@ def interpret(least: int, *arguments: str, plugins: Sequence[str] = ()) -> None:
     plugins = [f"-p{name}" for name in ("no:cacheprovider", "patched_once", *plugins)]
     command = [sys.executable, "-m", "pytest", "-q", "-x", *plugins, *arguments]
     path = os.pathsep.join(map(str, (HERE, HERE.parent / "ops")))
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    # NumPy's matrix products are small: threads would wait for each other and round as the cores are many.
+    own = {"TRITON_INTERPRET": "1", "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
+    environment = {**os.environ, **own}
     done = subprocess.run(
         command, env=environment, cwd=HERE.parents[1], capture_output=True, text=True, check=False
     )
@@ -37,24 +39,24 @@ def interpret(least: int, *arguments: str, plugins: Sequence[str] = ()) -> None:
 @needs_triton
 @pytest.mark.slow
 def test_kernels_agree_with_the_other_backends():
-    interpret(300, str(HERE / "test_agreement.py"))
+    interpret(430, str(HERE / "test_agreement.py"))
 
 
 @needs_triton
 @pytest.mark.slow
 def test_attention_agrees_with_its_definition():
-    interpret(90, str(HERE / "test_attention_kernels.py"))
+    interpret(105, str(HERE / "test_attention_kernels.py"))
 
 
 @needs_triton
 @pytest.mark.slow
 def test_contracts_of_the_ops():
-    """The contract tests of tests/ops, few examples each: an interpreted call takes 0.1 s."""
+    """The contract tests of tests/ops, few examples each."""
     files = ("pgd_step", "q_sample", "denoising_loss", "quantize")
     slow = "every_dtype or unbiased or large_images or bad_arguments"
     slow += " or (loss_scale and (library or sum or none))"  # of one kernel, as the two that stay
     interpret(
-        40,
+        110,
         *(str(HERE.parent / "ops" / f"test_{name}.py") for name in files),
         *("-k", f"triton and not ({slow})"),
         plugins=["few_examples"],
@@ -67,7 +69,7 @@ def test_contract_of_attention():
     """On small shapes: every dtype, head dim, bias, layout and set of gradients."""
     slow = "threads or in_a_batch or (opcheck and 130)"
     interpret(
-        120,
+        145,
         str(HERE.parent / "ops/test_attention.py"),
         *("-k", f"triton and not ({slow})"),
         plugins=["small_attention"],
