@@ -135,7 +135,7 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        return *_backward(ctx, *grads, None), None
+        return *_backward(ctx, grads[0], None), None
 
 
 def _is_left_to_torch(chosen: Backend, args: tuple[Any, ...], wanted: Sequence[bool]) -> bool:
