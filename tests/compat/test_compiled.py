@@ -26,7 +26,6 @@ import udp_fast
 #: A second layer of the same kind in each block teaches nothing and is traced as long as the first;
 #: nor does a third and fourth size of blocks.
 SMALLER: dict[str, dict[str, Any]] = {
-    "sd15": TWO_SIZES,
     "sd15-masked": TWO_SIZES,
     "sd21": {**TWO_SIZES, "attention_head_dim": (2, 4)},
     "sdxl": {
@@ -42,6 +41,11 @@ SMALLER: dict[str, dict[str, Any]] = {
         "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
     },
     "adm": {"layers_per_block": 1},
+    "vae-decode": {
+        "block_out_channels": (32, 64),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+    },
 }
 
 
@@ -56,12 +60,12 @@ def compiled(name: str, backend: str) -> Network:
     return Network(lambda: module, network.shape, run)
 
 
-#: In full; the others as far as autograd goes. A UNet takes long: of those one.
-IN_FULL = ("sd15", "vae-decode", "sd3", "flux")
+#: Inductor, whose compiler takes minutes for a UNet; and what comes before its code.
+IN_FULL, BUT_FOR_CODE = "inductor", "aot_eager_decomp_partition"
 COMPILED = [
-    (name, "inductor" if name in IN_FULL else "aot_eager")
+    (name, IN_FULL if name == "vae-decode" else BUT_FOR_CODE)
     for name in NETWORKS
-    if name != "sd15-odd-size"
+    if name not in ("sd15", "sd15-odd-size")  # the masked one has all they have
 ]
 
 
