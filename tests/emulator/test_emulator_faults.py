@@ -26,6 +26,8 @@ FAULTS = {
     "reads_outside_mask": "__shfl_xor_sync at faults.cu:.* reads lane 1., which is not in the mask",
     "not_in_own_mask": "__ballot_sync at .*: lane 31 is not in its own mask 0x7fffffff",
     "uninitialised_shared": "uninitialised: load .* byte 20 of __shared__ tile",
+    "uninitialised_byte": "uninitialised: load of 16 bytes .* byte 9 of __shared__ tile, which was nev",
+    "race_for_a_byte": "race: (load of 16 bytes|store of 1 byte) .* at byte [46] of __shared__ tile",
     "race_between_blocks": "race: store .* argument 1: another block's thread .* wrote it",
     "read_only_of_written": "load .* through the read-only path .* of argument 1, which this",
     "writes_an_input": "store .* at byte 12 of argument 2, which is an input",

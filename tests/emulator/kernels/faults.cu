@@ -185,6 +185,28 @@ __global__ void uninitialised_shared(float* out, const float* in) {
     out[i] = tile[threadIdx.x];
 }
 
+// One byte of sixteen that are read at once: never written, or written by another thread meanwhile.
+template <bool kFault>
+__global__ void uninitialised_byte(float* out, const float* in) {
+    __shared__ __align__(16) unsigned char tile[16];
+    if (threadIdx.x < 16 && !(kFault && threadIdx.x == 9)) tile[threadIdx.x] = 1;
+    __syncthreads();
+    const float4 wide = *reinterpret_cast<const float4*>(tile);
+    out[blockIdx.x * kThreads + threadIdx.x] = wide.x + wide.y + wide.z + wide.w;
+}
+template <bool kFault>
+__global__ void race_for_a_byte(float* out, const float* in) {
+    __shared__ __align__(16) float tile[8];
+    const int i = blockIdx.x * kThreads + threadIdx.x;
+    if (threadIdx.x < 8) tile[threadIdx.x] = in[i];
+    __syncthreads();
+    if (threadIdx.x == 40) reinterpret_cast<unsigned char*>(tile)[kFault ? 6 : 22] = 0;
+    if (threadIdx.x == 0) {
+        const float4 wide = *reinterpret_cast<const float4*>(tile);
+        out[i] = wide.x + wide.y + wide.z + wide.w;
+    }
+}
+
 // Both blocks write the same elements.
 template <bool kFault>
 __global__ void race_between_blocks(float* out, const float* in) {
@@ -242,6 +264,8 @@ LAUNCHER(wrong_mask, 0)
 LAUNCHER(reads_outside_mask, 0)
 LAUNCHER(not_in_own_mask, 0)
 LAUNCHER(uninitialised_shared, 0)
+LAUNCHER(uninitialised_byte, 0)
+LAUNCHER(race_for_a_byte, 0)
 LAUNCHER(race_between_blocks, 0)
 LAUNCHER(read_only_of_written, 0)
 LAUNCHER(writes_an_input, 0)
