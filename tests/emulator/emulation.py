@@ -152,11 +152,10 @@ def _runtime() -> tuple[Path, ...]:
     return tuple(compiled(EMULATOR / name, flags) for name in sources)
 
 
-def build(source: Path, *, defines: Sequence[str] = (), include: Sequence[Path] = ()) -> Path:
+def build(source: Path) -> Path:
     """The shared library of one .cu file; built once per content of it and of all it includes."""
-    folders = [EMULATOR, ROOT / "csrc/cuda", ROOT / "csrc", *include]
+    folders = [EMULATOR, ROOT / "csrc/cuda", ROOT / "csrc"]
     flags = [*_COMMON, *(_SANITIZERS if SANITIZE else _CHECKED_KERNEL)]
-    flags += [f"-D{d}" for d in defines]
     files = _with_includes(source, folders)
     runtime = _runtime()
     key = _digest(*flags, *map(str, runtime), *(f.read_bytes() for f in files))
@@ -333,11 +332,6 @@ class Emulated:
 
 
 @cache
-def _load(path: Path) -> Emulated:
-    return Emulated(path)
-
-
-@cache
-def emulate(source: Path, *, defines: Sequence[str] = (), include: Sequence[Path] = ()) -> Emulated:
+def emulate(source: Path) -> Emulated:
     """Builds (from the cache where possible) and loads a .cu file; in one process only once."""
-    return _load(build(source, defines=defines, include=include))
+    return Emulated(build(source))
