@@ -443,9 +443,8 @@ NORMED_SHAPES = (
 )
 
 
-@pytest.mark.parametrize("act", ["silu", None])
+@pytest.mark.parametrize(("dtype", "act"), [*((d, "silu") for d in FLOATS), (F32, None)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", FLOATS)
 def test_group_norm_silu(dtype, layout, act):
     for shape, groups in NORMED_SHAPES:
         check_normed(call(shape, groups, dtype, layout, act=act))

@@ -39,7 +39,7 @@ def interpret(least: int, *arguments: str, plugins: Sequence[str] = ()) -> None:
 @needs_triton
 @pytest.mark.slow
 def test_kernels_agree_with_the_other_backends():
-    interpret(430, str(HERE / "test_agreement.py"))
+    interpret(425, str(HERE / "test_agreement.py"))
 
 
 @needs_triton
@@ -67,9 +67,11 @@ def test_contracts_of_the_ops():
 @pytest.mark.slow
 def test_contract_of_attention():
     """On small shapes: every dtype, head dim, bias, layout and set of gradients."""
-    slow = "threads or in_a_batch or opcheck"  # the last of which looks at registrations alone
+    slow = "threads or in_a_batch"
+    slow += " or opcheck or compiles"  # what is registered does not depend on the backend
+    slow += " or every_set_of_gradients"  # test_attention_kernels.py has them
     interpret(
-        145,
+        125,
         str(HERE.parent / "ops/test_attention.py"),
         *("-k", f"triton and not ({slow})"),
         plugins=["small_attention"],
