@@ -66,7 +66,7 @@ def test_contracts_of_the_ops():
 @needs_triton
 @pytest.mark.slow
 def test_contract_of_attention():
-    """On small shapes: every dtype, head dim, bias, layout and set of gradients."""
+    """On small shapes: every dtype, head dim, bias and layout."""
     slow = "threads or in_a_batch"
     slow += " or opcheck or compiles"  # what is registered does not depend on the backend
     slow += " or every_set_of_gradients"  # test_attention_kernels.py has them
