@@ -8,6 +8,7 @@ together that is what `udp_fast.backends.preference.MEASURED` is made from.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -41,10 +42,14 @@ def backward(
 ) -> Callable[[], object]:
     """The gradients of the first ``needs`` operands."""
     leaves = [x.detach().requires_grad_(i < needs) for i, x in enumerate(operands)]
-    out = attend(*leaves)
-    grad = torch.randn_like(out)
+
+    @cache  # at the first call: whoever takes no turn at this needs no graph
+    def graph() -> tuple[Tensor, Tensor]:
+        out = attend(*leaves)
+        return out, torch.randn_like(out)
 
     def run() -> object:
+        out, grad = graph()
         return torch.autograd.grad(out, leaves[:needs], grad, retain_graph=True)
 
     return run

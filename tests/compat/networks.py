@@ -136,7 +136,7 @@ NETWORKS = {
             up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
             attention_head_dim=8,
         ),
-        (2, 3, 32, 32),
+        (2, 3, 16, 16),
         _pixel,
     ),
     "adm": Network(  # scale and shift, blocks that resample, another output scale
@@ -153,8 +153,8 @@ NETWORKS = {
         (1, 3, 32, 32),
         _pixel,
     ),
-    "sd15": Network(SD15, (2, 4, 32, 32), _text),
-    "sd15-masked": Network(SD15, (2, 4, 32, 32), _masked_text),
+    "sd15": Network(SD15, (2, 4, 16, 16), _text),
+    "sd15-masked": Network(SD15, (2, 4, 16, 16), _masked_text),
     "sd15-odd-size": Network(SD15, (1, 4, 40, 24), _text),
     "sd21": Network(
         _seeded(
@@ -164,7 +164,7 @@ NETWORKS = {
             upcast_attention=True,
             **_BLOCKS,
         ),
-        (1, 4, 32, 32),
+        (1, 4, 16, 16),
         _text,
     ),
     "sdxl": Network(
@@ -182,7 +182,7 @@ NETWORKS = {
             cross_attention_dim=48,
             sample_size=32,
         ),
-        (1, 4, 32, 32),
+        (1, 4, 16, 16),
         _sdxl,
     ),
     "vae-encode": Network(_VAE, (2, 3, 64, 64), lambda m, x: m.encode(x).latent_dist.mean),

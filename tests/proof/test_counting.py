@@ -174,7 +174,7 @@ LEAST_RATIO = {"image_scale": 1.0, "group_norm_silu": 0.6, "geglu": 2.2}
 def fewer_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Than are timed, and than `make prove` counts: each costs the same."""
     for module in ops._MODULES:
-        for name, fewer in (("IMAGES", (2, 3, 512, 512)), ("FEATURES", ((1, 320, 64, 64),))):
+        for name, fewer in (("IMAGES", (2, 3, 256, 256)), ("FEATURES", ((1, 320, 64, 64),))):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, fewer)
 

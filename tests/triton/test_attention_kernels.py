@@ -32,7 +32,7 @@ NAMES = ("out", "dq", "dk", "dv")
 
 #: B, H, N, M, D. Every kernel, with tiles that are whole, with what remains, and with that alone.
 SHAPES = {
-    "text, 40": (1, 2, 70, 77, 40),
+    "text, 40": (1, 2, 33, 77, 40),
     "text, 64": (2, 1, 128, 77, 64),
     "text, 80": (1, 1, 33, 77, 80),
     "text, 128": (1, 1, 40, 77, 128),
