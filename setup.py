@@ -71,6 +71,7 @@ SOURCES = [
     "csrc/cpu/isa.cpp",
     "csrc/cpu/launch.cpp",
     "csrc/cpu/launch_group_norm.cpp",
+    "csrc/cpu/pages.cpp",
     "csrc/cpu/parallel.cpp",
 ]
 

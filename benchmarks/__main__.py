@@ -21,9 +21,9 @@ import torch
 import udp_fast
 from udp_fast import _native
 
-from .measure import COPY, OURS, Result
+from .measure import COPY, OURS, Case, Result
 from .ops import cases
-from .turns import Players
+from .turns import MEMORY_KEPT, Players
 from .unet import carried_over
 
 
@@ -65,11 +65,48 @@ def row(result: Result) -> list[str]:
 
 
 HEADER = ["op", "form", "shape", "ms", "time of others / ours", "of copy's speed", "bars"]
+EAGER = "eager"
 
 
-def markdown(results: list[Result], about: dict[str, Any]) -> str:
-    rows = [HEADER, ["---"] * len(HEADER), *map(row, results)]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+def is_told_by_the_allocator(case: Case) -> bool:
+    """A bar is about eager, whose tensors are more than ours."""
+    return any(bar.provider == EAGER for bar in case.bars)
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    header, *rest = rows
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rest))
+
+
+def section_on_memory(results: list[Result], kept: list[Result]) -> str:
+    """What a part of the results becomes where memory is kept."""
+    default = {result.case.title: result for result in results}
+    table = [["op", "form", "shape", "ms, and where memory is kept", "eager / ours, and so"]]
+    for result in kept:
+        by_default = default[result.case.title]
+        op, form, shape, ms, *_ = row(by_default)
+        table.append(
+            [
+                *(op, form, shape),
+                f"{ms}, {result.median(OURS) * 1e3:.3f}",
+                f"{by_default.ratio(EAGER):.2f}×, {result.ratio(EAGER):.2f}×",
+            ]
+        )
+    return f"""
+## Where memory is kept
+
+A large result is made of memory that the process still holds or of pages that the system has yet to
+find, and a fault for each page can take longer than the op. glibc decides anew at each call, by what was
+freed before; eager, with more of such tensors, pays more often. So ratios to eager scatter between runs
+where results are large, and part of what they show is glibc. Where nobody pays (`MALLOC_TRIM_THRESHOLD_` and
+`MALLOC_MMAP_THRESHOLD_` are 4 GB; other allocators keep memory by themselves) the same cases took:
+
+{markdown_table(table)}
+"""
+
+
+def markdown(results: list[Result], kept: list[Result], about: dict[str, Any]) -> str:
+    table = markdown_table([HEADER, *map(row, results)])
     facts = ", ".join(f"{key} {value}" for key, value in about.items())
     data = {r.case.title: {name: r.median(name) for name in r.seconds} for r in results}
     return f"""# Performance
@@ -83,18 +120,12 @@ speed": how fast this machine copies as many bytes as the op has to read and wri
 100 % is the limit of the memory for an op that only streams. Calls go through `udp_fast.ops`, checks and,
 for the loss, autograd included.
 
-A large result is made of memory that the process still holds or of pages that the system has yet to
-find, and a fault for each page can take longer than the op. glibc decides anew at each call, and eager,
-with more of such tensors, pays more often. So ratios to eager scatter between runs where results are
-large, a process of its own or not; with `MALLOC_TRIM_THRESHOLD_` and `MALLOC_MMAP_THRESHOLD_` set to a few
-GB nobody pays.
-
 What the others are: *eager* does the same job in torch, in place where it can; *compile* is
 torch.compile of it; *unguarded* is the step without the check for gradients that are not finite, and
 *unweighted* `F.mse_loss`, which does less than the op; *float32* is the op itself on float32 tensors.
 
 {table}
-
+{section_on_memory(results, kept) if kept else ""}
 Medians in seconds, by provider:
 
 ```json
@@ -114,20 +145,25 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="a case, about (default 4)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a bar is missed")
     options = parser.parse_args()
-    results = []
-    with Players(options.only) as players:
-        for place, case in enumerate(cases(options.only)):
-            if options.only not in case.title:
-                continue
-            results.append(players.measure(place, case, options.seconds))
-            cells = row(results[-1])
-            print(f"{case.title}\n    {cells[3]} ms, {cells[5]} of copy's speed")
-            for cell in (cells[4], cells[6]):
-                if cell:
-                    print("    " + cell.replace("<br>", ", "))
-            sys.stdout.flush()
+    results, kept = [], []
+    for environment, wanted, found in (
+        ({}, lambda _case: True, results),
+        (MEMORY_KEPT, is_told_by_the_allocator, kept),
+    ):
+        with Players(options.only, environment) as players:
+            for place, case in enumerate(cases(options.only)):
+                if options.only not in case.title or not wanted(case):
+                    continue
+                found.append(players.measure(place, case, options.seconds))
+                cells = row(found[-1])
+                print(f"{case.title}{', memory kept' if environment else ''}")
+                print(f"    {cells[3]} ms, {cells[5]} of copy's speed")
+                for cell in (cells[4], "" if environment else cells[6]):
+                    if cell:
+                        print("    " + cell.replace("<br>", ", "))
+                sys.stdout.flush()
     if options.write is not None:
-        document = markdown(results, machine())
+        document = markdown(results, kept, machine())
         if options.write.exists():  # what `python -m benchmarks.unet` wrote stays
             document = carried_over(options.write.read_text(), document)
         options.write.write_text(document)

@@ -7,10 +7,13 @@ before. So every provider has its own process for all cases, and they take turns
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Mapping
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from unittest import mock
 
 import torch
 
@@ -18,6 +21,8 @@ from .measure import COPY, OURS, Case, Result, copier, turn
 
 #: Seconds between two turns: threads of the last one's process wait for work by spinning, for a while.
 PAUSE = 0.01
+#: With which glibc keeps what is freed and maps no large block by itself: no call finds pages anew.
+MEMORY_KEPT = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(4 << 30))
 
 
 def _play(connection: Connection, provider: str, only: str) -> None:
@@ -40,10 +45,10 @@ def _play(connection: Connection, provider: str, only: str) -> None:
 
 
 class Players:
-    """The processes, begun when they are first needed."""
+    """The processes, begun when they are first needed, with these variables in their environment."""
 
-    def __init__(self, only: str) -> None:
-        self._only = only
+    def __init__(self, only: str, environment: Mapping[str, str]) -> None:
+        self._only, self._environment = only, environment
         self._context = get_context("spawn")
         self._players: dict[str, tuple[BaseProcess, Connection]] = {}
 
@@ -62,7 +67,8 @@ class Players:
             process = self._context.Process(
                 target=_play, args=(theirs, provider, self._only), daemon=True
             )
-            process.start()
+            with mock.patch.dict(os.environ, self._environment):
+                process.start()
             theirs.close()  # so that the end of the process is the end of the pipe
             self._players[provider] = process, ours
         return self._players[provider][1]

@@ -10,6 +10,7 @@
 #include "cpu/attention_launch.h"
 #include "cpu/isa.h"
 #include "cpu/launch.h"
+#include "cpu/pages.h"
 #include "cpu/parallel.h"
 
 namespace py = pybind11;
@@ -332,6 +333,12 @@ PYBIND11_MODULE(_native, m) {
     m.def("use_isa", &udp::use_isa, py::arg("name"),
           "Use another from now on; '' goes back to UDP_FAST_CPU_ISA or the best.");
     m.def("threading_runtime", &udp::threading_runtime, "Whose threads the kernels run on.");
+    m.def(
+        "prefer_large_pages",
+        [](uintptr_t data, int64_t bytes) {
+            udp::prefer_large_pages(reinterpret_cast<void*>(data), bytes);
+        },
+        py::arg("data"), py::arg("bytes"), "For memory that is written for the first time.");
     m.def("philox4x32_10", &philox, py::arg("counter"), py::arg("key"),
           "The four output words of one block.");
     m.def(

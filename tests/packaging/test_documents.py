@@ -99,6 +99,26 @@ def test_every_op_can_be_explained_and_is_in_the_readme(root: Path) -> None:
     assert {*OPS, "accumulate_timesteps_"} == named
 
 
+def test_the_readme_has_the_figures_of_the_performance_page(root: Path) -> None:
+    """Of every case with a bar, in order; in bold where it is missed."""
+    page = (root / "docs" / "performance.md").read_text(encoding="utf-8")
+    measured = []
+    for ratios, of_copy, bars in re.findall(
+        r"^\|[^|]*\|[^|]*\| 8×3×512×512 \|[^|]*\|([^|]*)\| (\d+)% \| ([^|]+) \|$", page, re.M
+    ):
+        found = {**dict(re.findall(r"(\w+) ([\d.]+)×", ratios)), "copy": f"{of_copy} %"}
+        cells = [
+            found[provider] if verdict == "met" else f"**{found[provider]}**"
+            for provider, verdict in re.findall(r"(\w+) ≥ [\d.]+: (\w+)", bars)
+        ]
+        measured.append("; ".join(cells))
+    assert len(measured) == 6
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    table = readme.split("\n## Speed and effect")[1].split("\n## ")[0]
+    _header, _line, *rows = re.findall(r"^\|.*\| ([^|]+) \|$", table, re.M)
+    assert rows == measured
+
+
 def test_options_in_the_readme_exist(root: Path) -> None:
     testing = pytest.importorskip("click.testing")
     from udp_fast.cli import cli

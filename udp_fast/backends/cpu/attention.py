@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..outputs import gradients
-from .native import DTYPES, module
+from .native import DTYPES, fresh, module
 
 #: Address, dtype, and strides of image, head and row in elements.
 Heads = tuple[int, int, int, int, int]
@@ -56,7 +56,7 @@ def attention(
     scale: float,
     need_lse: bool,
 ) -> tuple[Tensor, Tensor]:
-    out = torch.empty_like(q)
+    out = fresh(torch.empty_like(q))
     lse = q.new_empty(q.shape[:3] if need_lse else (0,), dtype=torch.float32)
     if q.numel() == 0 or k.numel() == 0:
         return out.zero_(), lse.fill_(-math.inf)
@@ -87,7 +87,7 @@ def attention_backward(
     scale: float,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = gradients(needs, (q, k, v))
+    dq, dk, dv = map(fresh, gradients(needs, (q, k, v)))
     if q.numel() == 0 or k.numel() == 0:
         return dq.zero_(), dk.zero_(), dv.zero_()
     to_bias, bias_ = _bias(bias, k.shape[2])

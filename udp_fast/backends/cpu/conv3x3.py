@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .native import module
+from .native import fresh, module
 
 #: Fewer channels than this are a bad use of tiles and of vectors of output channels.
 LEAST_CHANNELS = 16
@@ -59,13 +59,15 @@ def _convolve(
     bias: Tensor | None,
 ) -> Tensor:
     images, channels, height, width = x.shape
-    y = torch.empty((images, out, height, width), dtype=x.dtype, memory_format=torch.channels_last)
+    shape = (images, out, height, width)
+    y = fresh(torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last))
     if y.numel() == 0:
         return y
     if bias is not None:
         bias = bias.contiguous()
     sizes, threads = (images, height, width, channels, out), torch.get_num_threads()
-    workspace = torch.empty(module().conv3x3_workspace(sizes, threads), dtype=torch.float32)
+    floats = module().conv3x3_workspace(sizes, threads)
+    workspace = fresh(torch.empty(floats, dtype=torch.float32))
     module().conv3x3(
         sizes,
         x.data_ptr(),

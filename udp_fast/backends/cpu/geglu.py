@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .native import module
+from .native import fresh, module
 
 
 def not_supported_reasons(*tensors: Tensor) -> list[str]:
@@ -19,11 +19,11 @@ def not_supported_reasons(*tensors: Tensor) -> list[str]:
 
 
 def geglu(x: Tensor) -> Tensor:
-    return _run(x, None, x.new_empty((*x.shape[:-1], x.shape[-1] // 2)))
+    return _run(x, None, fresh(x.new_empty((*x.shape[:-1], x.shape[-1] // 2))))
 
 
 def geglu_backward(grad_y: Tensor, x: Tensor) -> Tensor:
-    return _run(x, grad_y.contiguous(), x.new_empty(x.shape))
+    return _run(x, grad_y.contiguous(), fresh(x.new_empty(x.shape)))
 
 
 def _run(x: Tensor, grad: Tensor | None, y: Tensor) -> Tensor:

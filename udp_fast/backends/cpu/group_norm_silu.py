@@ -58,9 +58,9 @@ def _empty(x: Tensor, interleaved: bool) -> tuple[Tensor, _Way]:
     """Like x, densely in the order of the walk."""
     if interleaved:
         shape = (x.shape[0], *x.shape[2:], x.shape[1])
-        found = torch.empty(shape, dtype=x.dtype, device=x.device).movedim(-1, 1)
+        found = native.fresh(torch.empty(shape, dtype=x.dtype, device=x.device)).movedim(-1, 1)
     else:
-        found = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        found = native.fresh(torch.empty(x.shape, dtype=x.dtype, device=x.device))
     way = _fits(found, interleaved)
     assert way is not None
     return found, way
@@ -103,7 +103,7 @@ def group_norm_silu(
     eps: float,
     act: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y = torch.empty_like(x)
+    y = native.fresh(torch.empty_like(x))
     mean = torch.empty((x.shape[0], num_groups), dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
     if x.numel() == 0:
@@ -150,7 +150,7 @@ def group_norm_silu_backward(
     wants_dx = needs[0]
     wants_dweight = needs[1] and weight is not None
     wants_dbias = needs[2] and bias is not None
-    dx = torch.empty_like(x) if wants_dx else torch.empty(0, dtype=x.dtype, device=x.device)
+    dx = native.fresh(torch.empty_like(x)) if wants_dx else x.new_empty((0,))
     dweight, dbias = _sums(x, weight, wants_dweight), _sums(x, bias, wants_dbias)
     if x.numel() == 0:
         dweight.zero_()

@@ -81,6 +81,22 @@ def operand(tensor: Tensor | None) -> tuple[Operand | None, Tensor | None]:
     return (tensor.data_ptr(), DTYPES[tensor.dtype], *found), tensor
 
 
+#: Bytes from which on malloc maps a block by itself, whatever it has, and gives it back when it is freed
+#: (glibc; DEFAULT_MMAP_THRESHOLD_MAX).
+_MAPPED = 32 << 20
+
+
+def fresh(x: Tensor) -> Tensor:
+    """``x``, which nothing has been written to, in large pages if it has all its pages yet to find.
+
+    A fault for each of 4 KB takes longer than what the kernels do with them.
+    """
+    size = x.numel() * x.element_size()
+    if size >= _MAPPED:
+        module().prefer_large_pages(x.data_ptr(), size)
+    return x
+
+
 def deliver(written: Tensor | None, output: Tensor) -> None:
     """What the kernel wrote, into the tensor that `operand` could not hand to it directly."""
     if written is not None and written is not output:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .native import deliver, image_shape, module, operand, per_image
+from .native import deliver, fresh, image_shape, module, operand, per_image
 
 STEPS = {"sign": 0, "l2": 1, "raw": 2}
 NORMS = {"linf": 0, "l2": 1}
@@ -28,7 +28,7 @@ def pgd_step_(
     out_dtype: torch.dtype,
     adv: Tensor | None = None,  # where to put it
 ) -> tuple[Tensor, Tensor]:
-    adv = torch.empty_like(delta, dtype=out_dtype) if adv is None else adv
+    adv = fresh(torch.empty_like(delta, dtype=out_dtype)) if adv is None else adv
     skipped = torch.zeros(delta.shape[0], dtype=torch.int64)
     if delta.numel() == 0:
         return adv, skipped
