@@ -68,8 +68,8 @@ HEADER = ["op", "form", "shape", "ms", "time of others / ours", "of copy's speed
 EAGER = "eager"
 
 
-def is_told_by_the_allocator(case: Case) -> bool:
-    """A bar is about eager, whose tensors are more than ours."""
+def has_a_bar_on_eager(case: Case) -> bool:
+    """Then what the allocator does counts: eager has more tensors than ours."""
     return any(bar.provider == EAGER for bar in case.bars)
 
 
@@ -148,7 +148,7 @@ def main() -> int:
     results, kept = [], []
     for environment, wanted, found in (
         ({}, lambda _case: True, results),
-        (MEMORY_KEPT, is_told_by_the_allocator, kept),
+        (MEMORY_KEPT, has_a_bar_on_eager, kept),
     ):
         with Players(options.only, environment) as players:
             for place, case in enumerate(cases(options.only)):

@@ -41,12 +41,20 @@ def flags_of(x: Tensor) -> set[str]:
 @pytest.mark.skipif(
     not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="there are no large pages"
 )
-def test_only_what_malloc_maps_by_itself() -> None:
+def test_the_system_is_asked() -> None:
     x = native.fresh(torch.empty(native._MAPPED // 4))
     assert "hg" in flags_of(x)
     x.fill_(1.0)
     assert x.min() == x.max() == 1.0
-    assert "hg" not in flags_of(native.fresh(torch.empty(native._MAPPED // 8)))
+
+
+def test_only_for_what_malloc_maps_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(_native, "prefer_large_pages", lambda *memory: asked.append(memory))
+    small = native.fresh(torch.empty(native._MAPPED - 1, dtype=torch.uint8))
+    large = native.fresh(torch.empty(native._MAPPED // 2, dtype=torch.float16))
+    assert asked == [(large.data_ptr(), large.nbytes)]
+    assert small.nbytes < large.nbytes
 
 
 def test_of_memory_that_holds_no_page_nothing_is_asked() -> None:

@@ -81,8 +81,8 @@ def operand(tensor: Tensor | None) -> tuple[Operand | None, Tensor | None]:
     return (tensor.data_ptr(), DTYPES[tensor.dtype], *found), tensor
 
 
-#: Bytes from which on malloc maps a block by itself, whatever it has, and gives it back when it is freed
-#: (glibc; DEFAULT_MMAP_THRESHOLD_MAX).
+#: Bytes from which on malloc maps a block that it has no room for by itself, and gives it back when it is
+#: freed (glibc, DEFAULT_MMAP_THRESHOLD_MAX).
 _MAPPED = 32 << 20
 
 
