@@ -13,6 +13,7 @@ import datetime
 import json
 import platform
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ import torch
 import udp_fast
 from udp_fast import _native
 
-from .measure import COPY, OURS, Case, Result
+from .markdown import table
+from .measure import COPY, EAGER, OURS, Case, Result
 from .ops import cases
 from .turns import MEMORY_KEPT, Players
 from .unet import carried_over
@@ -65,7 +67,6 @@ def row(result: Result) -> list[str]:
 
 
 HEADER = ["op", "form", "shape", "ms", "time of others / ours", "of copy's speed", "bars"]
-EAGER = "eager"
 
 
 def has_a_bar_on_eager(case: Case) -> bool:
@@ -73,19 +74,14 @@ def has_a_bar_on_eager(case: Case) -> bool:
     return any(bar.provider == EAGER for bar in case.bars)
 
 
-def markdown_table(rows: list[list[str]]) -> str:
-    header, *rest = rows
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rest))
-
-
 def section_on_memory(results: list[Result], kept: list[Result]) -> str:
     """What a part of the results becomes where memory is kept."""
     default = {result.case.title: result for result in results}
-    table = [["op", "form", "shape", "ms, and where memory is kept", "eager / ours, and so"]]
+    rows = [["op", "form", "shape", "ms, and where memory is kept", "eager / ours, and so"]]
     for result in kept:
         by_default = default[result.case.title]
         op, form, shape, ms, *_ = row(by_default)
-        table.append(
+        rows.append(
             [
                 *(op, form, shape),
                 f"{ms}, {result.median(OURS) * 1e3:.3f}",
@@ -101,12 +97,11 @@ freed before; eager, with more of such tensors, pays more often. So ratios to ea
 where results are large, and part of what they show is glibc. Where nobody pays (`MALLOC_TRIM_THRESHOLD_` and
 `MALLOC_MMAP_THRESHOLD_` are 4 GB; other allocators keep memory by themselves) the same cases took:
 
-{markdown_table(table)}
+{table(rows)}
 """
 
 
 def markdown(results: list[Result], kept: list[Result], about: dict[str, Any]) -> str:
-    table = markdown_table([HEADER, *map(row, results)])
     facts = ", ".join(f"{key} {value}" for key, value in about.items())
     data = {r.case.title: {name: r.median(name) for name in r.seconds} for r in results}
     return f"""# Performance
@@ -124,7 +119,7 @@ What the others are: *eager* does the same job in torch, in place where it can; 
 torch.compile of it; *unguarded* is the step without the check for gradients that are not finite, and
 *unweighted* `F.mse_loss`, which does less than the op; *float32* is the op itself on float32 tensors.
 
-{table}
+{table([HEADER, *map(row, results)])}
 {section_on_memory(results, kept) if kept else ""}
 Medians in seconds, by provider:
 
@@ -132,6 +127,20 @@ Medians in seconds, by provider:
 {json.dumps(data, indent=1, ensure_ascii=False)}
 ```
 """
+
+
+def timed(players: Players, stock: list[tuple[int, Case]], seconds: float) -> list[Result]:
+    """Each case of the stock, which knows its place among those of the players; printed as they come."""
+    results = []
+    for place, case in stock:
+        results.append(players.measure(place, case, seconds))
+        *_, ms, ratios, of_copy, bars = row(results[-1])
+        print(f"{case.title}\n    {ms} ms, {of_copy} of copy's speed")
+        for cell in (ratios, bars):
+            if cell:
+                print("    " + cell.replace("<br>", ", "))
+        sys.stdout.flush()
+    return results
 
 
 def main() -> int:
@@ -145,23 +154,15 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="a case, about (default 4)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a bar is missed")
     options = parser.parse_args()
-    results, kept = [], []
-    for environment, wanted, found in (
-        ({}, lambda _case: True, results),
-        (MEMORY_KEPT, has_a_bar_on_eager, kept),
-    ):
-        with Players(options.only, environment) as players:
-            for place, case in enumerate(cases(options.only)):
-                if options.only not in case.title or not wanted(case):
-                    continue
-                found.append(players.measure(place, case, options.seconds))
-                cells = row(found[-1])
-                print(f"{case.title}{', memory kept' if environment else ''}")
-                print(f"    {cells[3]} ms, {cells[5]} of copy's speed")
-                for cell in (cells[4], "" if environment else cells[6]):
-                    if cell:
-                        print("    " + cell.replace("<br>", ", "))
-                sys.stdout.flush()
+    stock = [(i, c) for i, c in enumerate(cases(options.only)) if options.only in c.title]
+    with Players(options.only) as players:
+        results = timed(players, stock, options.seconds)
+    # Bars are about programs as they are by default.
+    of_eager = [(i, replace(case, bars=())) for i, case in stock if has_a_bar_on_eager(case)]
+    if of_eager:
+        print("\nwhere memory is kept")
+    with Players(options.only, MEMORY_KEPT) as players:
+        kept = timed(players, of_eager, options.seconds)
     if options.write is not None:
         document = markdown(results, kept, machine())
         if options.write.exists():  # what `python -m benchmarks.unet` wrote stays

@@ -19,6 +19,7 @@ from torch import Tensor
 
 OURS = "udp_fast"
 COPY = "copy"
+EAGER = "eager"
 
 #: Timed calls in a turn, at least.
 CALLS = 3

@@ -47,8 +47,8 @@ def _play(connection: Connection, provider: str, only: str) -> None:
 class Players:
     """The processes, begun when they are first needed, with these variables in their environment."""
 
-    def __init__(self, only: str, environment: Mapping[str, str]) -> None:
-        self._only, self._environment = only, environment
+    def __init__(self, only: str, environment: Mapping[str, str] | None = None) -> None:
+        self._only, self._environment = only, environment or {}
         self._context = get_context("spawn")
         self._players: dict[str, tuple[BaseProcess, Connection]] = {}
 

@@ -28,7 +28,8 @@ import torch
 import udp_fast
 from udp_fast.backends.registry import backend
 
-from ..measure import COPY, OURS, Case, Result
+from ..markdown import table
+from ..measure import COPY, EAGER, OURS, Case, Result
 from ..ops import cases, cases_16_bit
 from . import timing
 
@@ -127,24 +128,22 @@ def row(result: Result) -> list[str]:
         share = result.median(COPY) / result.median(name)
         return f"{result.median(name) * 1e6:.1f} ({share:.0%})"
 
-    others = [n for n in result.seconds if n not in (*BACKENDS, COPY, "eager", "compile")]
+    others = [n for n in result.seconds if n not in (*BACKENDS, COPY, EAGER, "compile")]
     return [
         result.case.op,
         result.case.name,
         "×".join(map(str, result.case.shape)),
-        *(cell(name) for name in (*BACKENDS, "eager", "compile")),
+        *(cell(name) for name in (*BACKENDS, EAGER, "compile")),
         "<br>".join(f"{name} {cell(name)}" for name in others),
         f"{result.median(COPY) * 1e6:.1f}",
     ]
 
 
-HEADER = ["op", "form", "shape", *BACKENDS, "eager", "compile", "others", "copy"]
+HEADER = ["op", "form", "shape", *BACKENDS, EAGER, "compile", "others", "copy"]
 
 
 def markdown(report: dict[str, Any], results: list[Result]) -> str:
     facts = "\n".join(f"- {key}: {value}" for key, value in report["machine"].items())
-    rows = [HEADER, ["---"] * len(HEADER), *map(row, results)]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
     tests = report["tests"]
     output = f"\n```\n{tests['output']}\n```\n" if tests["output"] else ""
     return f"""# GPU check
@@ -164,7 +163,7 @@ turns. In brackets: as a share of the speed at which this GPU copies as many byt
 read and write, each once. A copy of {timing.FLUSHED >> 20} MiB to as many moves \
 {report["copy_bytes_a_second"] / 1e9:.0f} GB a second.
 
-{table}
+{table([HEADER, *map(row, results)])}
 """
 
 

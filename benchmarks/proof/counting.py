@@ -31,13 +31,11 @@ from udp_fast.backends.cuda import native
 from udp_fast.backends.registry import Backend, backend
 from udp_fast.ops import denoising_loss, validation
 
-from ..measure import OURS, Case
+from ..measure import EAGER, OURS, Case
 from ..ops import attention, cases, cases_16_bit
 from .cuda import Ungated, form_of
 from .examine import Entry
 from .machine_code import Code
-
-EAGER = "eager"
 
 #: (op, form) -> bytes an element that the CUDA kernels may touch at most, where a number was promised.
 BARS = {

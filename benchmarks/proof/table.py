@@ -6,14 +6,13 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from ..markdown import Row, table
 from .chips import CHIPS, CLASSES, MULTIPROCESSORS, Chip, by_class
 from .counting import Count, Counting
 from .examine import Entry, Examination
 from .expected import EXPECTED, Expected
 from .form import FLASH_ATTENTION_2, pair_cost
 from .machine_code import PRODUCTS
-
-Row = Sequence[str]
 
 
 def groups(
@@ -240,11 +239,6 @@ def counts(found: Counting) -> list[Row]:
     return [COUNTS, *map(_count, found.counts)]
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def plain(rows: Sequence[Row]) -> str:
     rows = [[cell.replace("*", "") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -302,14 +296,14 @@ the operands hold: 1.00 means that each is read or written once. *Predicted limi
 that architecture, is a prediction: the form furthest from being bound by memory, and in brackets the
 busiest other unit in % of the time that memory takes. sm_86 stands for no chip of the table below.
 
-{markdown(summary(found))}
+{table(summary(found))}
 
 ## What bounds them: a prediction
 
 Every unit is taken to be busy all the time, none to wait for another: what takes longest is the
 limiter. In bold what is not memory, and its time in % of memory's.
 
-{markdown(limiters(found))}
+{table(limiters(found))}
 
 Kernels of matrix products: warp instructions of the main loop on sm_80 for a pair of a query and a key,
 the largest number allowed, and what bounds them, with the share of that time for which the tensor cores
@@ -323,12 +317,12 @@ cores as the products need and no more, no local memory, at most 255 registers a
 
 Those of `attention_wide_…` are of the loop over the sums alone, half of the products or a third.
 
-{markdown(products(found))}
+{table(products(found))}
 
 In float32, without tensor cores, on sm_80: fused multiply-adds of a turn of the main loop, exactly as
 many as its product needs, and their share of all instructions, of which 70 % are demanded.
 
-{markdown(fused(found))}
+{table(fused(found))}
 
 Accepted, with the reason:
 
@@ -344,7 +338,7 @@ Anything else that is not bound by memory is among the failures above.
 
 On sm_90, an element, by class: of each kernel and sum of bytes the form with the most.
 
-{markdown(instructions(found))}
+{table(instructions(found))}
 
 ## What is moved, done and launched
 
@@ -361,7 +355,7 @@ Counted in the calls of the benchmarks, for an element; nothing is estimated but
 - *Eager*: what torch dispatches for the benchmarks' eager form of the call. Each operator is a launch;
   it reads what goes in and writes what comes out.
 
-{markdown(counts(counting))}
+{table(counts(counting))}
 
 Attention's rows are for an element of q. Its forward and backward are counted together, for so few rows
 that keys and values weigh more than they do in a model; its operations are those of the products alone,
@@ -385,5 +379,5 @@ datasheet, *Ada GPU Architecture* and *H100 Tensor Core GPU Architecture*; the c
 stated float32 peak implies. Of a B200, NVIDIA states neither multiprocessors nor clock: both, and the
 bandwidth, are what drivers report. `benchmarks/proof/chips.py` has the references.
 
-{markdown(chips)}
+{table(chips)}
 """

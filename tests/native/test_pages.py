@@ -17,6 +17,7 @@ from udp_fast.ops import (
     group_norm_silu,
     noise_key,
     pgd_step_,
+    pgd_step_multi_,
     q_sample,
     quantize,
 )
@@ -77,6 +78,8 @@ def test_every_op_asks_for_its_results(monkeypatch: pytest.MonkeyPatch) -> None:
         "quantize": quantize(torch.zeros_like(x), x.byte(), eps=0.1),
         "image_scale": image_scale(x, torch.ones(2)),
     }
+    deltas = [torch.zeros_like(x[0])]
+    ((results["pgd_step_multi"],), _) = pgd_step_multi_(deltas, [x[0]], [x[0]], alpha=0.1, eps=0.1)
     results["q_sample"], results["noise"] = q_sample(x, t, table, key=key, return_noise=True)
 
     def through(name: str, op: object, *inputs: Tensor, **options: object) -> None:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import ops
-from benchmarks.measure import OURS, Case, size_of
+from benchmarks.measure import EAGER, OURS, Case, size_of
 from benchmarks.proof import counting
-from benchmarks.proof.counting import EAGER, Count, Dispatched, count, failures, saved
+from benchmarks.proof.counting import Count, Dispatched, count, failures, saved
 from benchmarks.proof.machine_code import Code
 from udp_fast.backends.cpu import native as cpu
 from udp_fast.backends.cuda import BACKEND
@@ -172,7 +172,7 @@ LEAST_RATIO = {"image_scale": 1.0, "group_norm_silu": 0.6, "geglu": 2.2}
 
 @pytest.fixture
 def fewer_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Than are timed, and than `make prove` counts: each costs the same."""
+    """And smaller ones than are timed, or than `make prove` counts: an element costs the same."""
     for module in ops._MODULES:
         for name, fewer in (("IMAGES", (2, 3, 256, 256)), ("FEATURES", ((1, 320, 64, 64),))):
             if hasattr(module, name):

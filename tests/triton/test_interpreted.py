@@ -66,7 +66,7 @@ def test_contracts_of_the_ops():
 @needs_triton
 @pytest.mark.slow
 def test_contract_of_attention():
-    """On small shapes: every head dim, bias and layout, in float32."""
+    """On small shapes: every head dim in float32, every bias and layout."""
     slow = "threads or in_a_batch"
     slow += " or opcheck or compiles"  # what is registered does not depend on the backend
     # What test_attention_kernels.py has as well.

@@ -56,11 +56,11 @@ def _fits(value: Tensor, interleaved: bool) -> _Way | None:
 
 def _empty(x: Tensor, interleaved: bool) -> tuple[Tensor, _Way]:
     """Like x, densely in the order of the walk."""
+    images, channels, *pixels = x.shape
+    shape = (images, *pixels, channels) if interleaved else x.shape
+    found = native.fresh(torch.empty(shape, dtype=x.dtype, device=x.device))
     if interleaved:
-        shape = (x.shape[0], *x.shape[2:], x.shape[1])
-        found = native.fresh(torch.empty(shape, dtype=x.dtype, device=x.device)).movedim(-1, 1)
-    else:
-        found = native.fresh(torch.empty(x.shape, dtype=x.dtype, device=x.device))
+        found = found.movedim(-1, 1)
     way = _fits(found, interleaved)
     assert way is not None
     return found, way

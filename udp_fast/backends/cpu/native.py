@@ -89,11 +89,10 @@ _MAPPED = 32 << 20
 def fresh(x: Tensor) -> Tensor:
     """``x``, which nothing has been written to, in large pages if it has all its pages yet to find.
 
-    A fault for each of 4 KB takes longer than what the kernels do with them.
+    A fault for each small one takes longer than what the kernels do with it.
     """
-    size = x.numel() * x.element_size()
-    if size >= _MAPPED:
-        module().prefer_large_pages(x.data_ptr(), size)
+    if x.nbytes >= _MAPPED:
+        module().prefer_large_pages(x.data_ptr(), x.nbytes)
     return x
 
 

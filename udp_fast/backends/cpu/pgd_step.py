@@ -28,7 +28,7 @@ def pgd_step_(
     out_dtype: torch.dtype,
     adv: Tensor | None = None,  # where to put it
 ) -> tuple[Tensor, Tensor]:
-    adv = fresh(torch.empty_like(delta, dtype=out_dtype)) if adv is None else adv
+    adv = fresh(torch.empty_like(delta, dtype=out_dtype) if adv is None else adv)
     skipped = torch.zeros(delta.shape[0], dtype=torch.int64)
     if delta.numel() == 0:
         return adv, skipped
