@@ -98,9 +98,8 @@ void attention(const Attention& a, int threads) {
     const Kernels& k = kernels();
     threads = threads_for(a.shape, 2, threads);
     const AttentionPlan plan{row_block(a.shape, threads), key_block(a.shape), 1, nullptr};
-    for_items(a.shape.images * a.shape.heads * plan.items(a.shape),
-              k.attention_floats(a.shape, plan), threads,
-              [&](int64_t item, float* floats) { k.attention(a, plan, item, floats); });
+    for_items(a.shape.images * a.shape.heads * plan.items(a.shape), k.attention_floats(a, plan),
+              threads, [&](int64_t item, float* floats) { k.attention(a, plan, item, floats); });
 }
 
 void attention_backward(const AttentionBackward& a, int threads) {

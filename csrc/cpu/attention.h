@@ -2,18 +2,16 @@
 // needs no sum across lanes, no width of a head and no number of keys is padded, and all
 // instruction sets give equal bits. Exponentials are powers of two: log2 e is in the scale of q.
 //
-// Operands are brought into float32 and into the order in which they are read, a block at a time:
-//   lanes  [size, kBlock]  a block of queries, transposed
-//   tiles  [keys, size]    for sums over the size: the rows of a tile side by side (product.h)
-//   rows   [rows, columns] for sums over keys or queries; columns is the size in whole half-vectors
+// Where the keys are few and dq at most is wanted, attention_one_tile.h does it all another way.
 #pragma once
 
-#include <limits>
 #include <type_traits>
 
 #include "../math/bias.h"
 #include "../math/exp.h"
 #include "../math/normal.h"
+#include "attention_one_tile.h"
+#include "attention_packing.h"
 #include "ops.h"
 #include "product.h"
 #include "rows.h"
@@ -22,180 +20,7 @@ namespace udp {
 namespace UDP_ISA {
 namespace {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-// --- packing -------------------------------------------------------------------------------------
-
-// One head of one image, from some row on.
-template <class T>
-struct HeadRows {
-    T* data;
-    int64_t step;
-    T* row(int64_t i) const { return data + i * step; }
-};
-
-template <class T>
-HeadRows<T> rows_of(const Heads& x, int64_t image, int64_t head, int64_t row) {
-    return {static_cast<T*>(x.data) + image * x.image + head * x.head + row * x.row, x.row};
-}
-
-// body(HeadRows) of the storage type.
-template <class Body>
-void with_rows(const Heads& x, int64_t image, int64_t head, int64_t row, Body body) {
-    switch (x.type) {
-        case DType::float32:
-            return body(rows_of<float>(x, image, head, row));
-        case DType::float16:
-            return body(rows_of<Float16>(x, image, head, row));
-        case DType::bfloat16:
-            return body(rows_of<BFloat16>(x, image, head, row));
-        case DType::uint8:
-            return;
-    }
-}
-
-// body(column, Full or Part) for the groups of sixteen columns. The last one overlaps the one
-// before it rather than being a part, where there is one before it: what is done twice is the same.
-template <class Body>
-UDP_HD void for_columns(int64_t size, Body body) {
-    if (size < 16) return body(int64_t{0}, Part{size});
-    for (int64_t d = 0; d + 16 <= size; d += 16) body(d, Full{});
-    if (size % 16 != 0) body(size - 16, Full{});
-}
-UDP_HD int64_t count_of(Full) {
-    return 16;
-}
-UDP_HD int64_t count_of(Part part) {
-    return part.n;
-}
-
-// Sixteen columns of up to sixteen rows, transposed; rows that are missing read zero.
-template <class T, class Lanes>
-UDP_HD void load_transposed(HeadRows<T> x, int64_t count, int64_t column, Lanes lanes, F scale,
-                            F (&r)[16]) {
-    if (count >= 16) {
-        for (int i = 0; i < 16; ++i) r[i] = load(x.row(i) + column, lanes) * scale;
-    } else {
-        for (int i = 0; i < 16; ++i) {
-            r[i] = i < count ? load(x.row(i) + column, lanes) * scale : F(0.0f);
-        }
-    }
-    transpose16(r);
-}
-
-// to [size, kBlock]: `count` rows times scale, transposed; the lanes beyond them up to `lanes` are
-// 0.
-template <class T>
-UDP_NOINLINE void pack_lanes(HeadRows<T> x, int64_t count, int64_t size, float scale, int64_t lanes,
-                             float* to) {
-    const F factor(scale);
-    for (int64_t lane = 0; lane < lanes; lane += 16) {
-        for_columns(size, [=](int64_t column, auto part) {
-            F r[16];
-            load_transposed(HeadRows<T>{x.row(lane), x.step}, count - lane, column, part, factor,
-                            r);
-            float* at = to + column * kBlock + lane;
-            for (int64_t i = 0; i < count_of(part); ++i) store16(at + i * kBlock, r[i]);
-        });
-    }
-}
-
-// What `product` calls a packed A: tile after tile, [size, rows of the tile]. Up to fifteen floats
-// behind it are written.
-template <class T>
-UDP_NOINLINE void pack_tiles(HeadRows<T> x, int64_t count, int64_t size, float* to) {
-    for_tiles(count, [=](int64_t first, int64_t rows) {
-        for_columns(size, [=](int64_t column, auto part) {
-            F r[16];
-            load_transposed(HeadRows<T>{x.row(first), x.step}, rows, column, part, F(1.0f), r);
-            float* at = to + first * size + column * rows;
-            // Each store's surplus lanes are overwritten by the next one.
-            for (int64_t i = 0; i < count_of(part); ++i) store16(at + i * rows, r[i]);
-        });
-    });
-}
-
-// to [count, columns]; columns beyond the size are 0.
-template <class T>
-UDP_NOINLINE void pack_rows(HeadRows<T> x, int64_t count, int64_t size, int64_t columns,
-                            float* to) {
-    for (int64_t i = 0; i < count; ++i, to += columns) {
-        const T* row = x.row(i);
-        for (int64_t d = size; d < columns; ++d) to[d] = 0.0f;
-        for_columns(size,
-                    [=](int64_t d, auto part) { store(to + d, load(row + d, part), part, false); });
-    }
-}
-
-// The way back: `count` rows from [count, columns] times scale.
-template <class T>
-UDP_NOINLINE void unpack_rows(const float* from, int64_t count, int64_t size, int64_t columns,
-                              float scale, HeadRows<T> x) {
-    const F factor(scale);
-    for (int64_t i = 0; i < count; ++i, from += columns) {
-        T* row = x.row(i);
-        for_columns(size, [=](int64_t d, auto part) {
-            store(row + d, load(from + d, part) * factor, part, false);
-        });
-    }
-}
-
-// `count` rows from lanes [size, kBlock], each lane times its factor.
-template <class T>
-UDP_NOINLINE void unpack_lanes(const float* from, const float* factor, int64_t count, int64_t size,
-                               HeadRows<T> x) {
-    for (int64_t lane = 0; lane < count; lane += 16) {
-        const F scale = load16(factor + lane);
-        const int64_t rows = count - lane < 16 ? count - lane : 16;
-        for_columns(size, [=](int64_t column, auto part) {
-            F r[16];
-            const float* at = from + column * kBlock + lane;
-            for (int64_t i = 0; i < 16; ++i) {
-                r[i] = i < count_of(part) ? load16(at + i * kBlock) * scale : F(0.0f);
-            }
-            transpose16(r);
-            for (int64_t i = 0; i < rows; ++i) {
-                store(x.row(lane + i) + column, r[i], part, false);
-            }
-        });
-    }
-}
-
-// sums[i] = the product of row i of x with row i of y, in an order that the size alone decides.
-template <class T>
-UDP_NOINLINE void row_products(HeadRows<T> x, HeadRows<T> y, int64_t count, int64_t size,
-                               float* sums) {
-    for (int64_t i = 0; i < count; ++i) {
-        F sum(0.0f);
-        const T *a = x.row(i), *b = y.row(i);
-        for_lanes(size, [a, b, &sum](int64_t d, auto lanes) {
-            sum = fma(load(a + d, lanes), load(b + d, lanes), sum);
-        });
-        float lane[16];
-        store16(lane, sum);
-        for (int width = 8; width > 0; width /= 2) {
-            for (int j = 0; j < width; ++j) lane[j] += lane[j + width];
-        }
-        sums[i] = lane[0];
-    }
-}
-
 // --- blocks of scores ----------------------------------------------------------------------------
-
-// Memory of one item of work, handed out in cache lines; from null, only counted.
-struct Floats {
-    float* base;
-    int64_t used = 0;
-    float* take(int64_t n) {
-        float* p = base == nullptr ? nullptr : base + used;
-        used += (n + 15) / 16 * 16;
-        return p;
-    }
-};
-
-int64_t in_whole(int64_t n, int64_t unit) {
-    return (n + unit - 1) / unit * unit;
-}
 
 // The scores of a block of queries with a block of keys, times log2 e.
 struct Scores {
@@ -271,20 +96,14 @@ struct ForwardFloats {
     }
 };
 
-int64_t attention_floats(const AttentionShape& shape, const AttentionPlan& plan) {
-    return ForwardFloats(shape, plan, nullptr).used;
-}
-
-// body(first, count) for the pieces of at most `size` of 0 .. n.
-template <class Body>
-UDP_HD void for_blocks(int64_t n, int64_t size, Body body) {
-    for (int64_t first = 0; first < n; first += size) {
-        body(first, n - first < size ? n - first : size);
-    }
+int64_t attention_floats(const Attention& a, const AttentionPlan& plan) {
+    if (fits_one_tile(a.shape)) return one_tile_floats(a.shape, false);
+    return ForwardFloats(a.shape, plan, nullptr).used;
 }
 
 void attention(const Attention& a, const AttentionPlan& plan, int64_t item, float* base) {
     const AttentionShape& shape = a.shape;
+    if (fits_one_tile(shape)) return attention_one_tile(a, plan, item, base);
     const ForwardFloats f(shape, plan, base);
     const int64_t size = shape.size, columns = in_whole(size, 8), items = plan.items(shape);
     const int64_t image = item / items / shape.heads, head = item / items % shape.heads;
@@ -296,7 +115,8 @@ void attention(const Attention& a, const AttentionPlan& plan, int64_t item, floa
     }
     for_blocks(shape.keys, plan.keys, [&](int64_t key, int64_t keys) {
         with_rows(a.k, image, head, key, [&](auto x) { pack_tiles(x, keys, size, f.k); });
-        with_rows(a.v, image, head, key, [&](auto x) { pack_rows(x, keys, size, columns, f.v); });
+        with_rows(a.v, image, head, key,
+                  [&](auto x) { pack_rows(x, keys, size, columns, f.v, columns); });
         for_blocks(rows, kBlock, [&](int64_t row, int64_t count) {
             const int64_t lanes = in_whole(count, kPanel);
             float *q = f.q + row * size, *out = f.out + row * size;
@@ -321,12 +141,7 @@ void attention(const Attention& a, const AttentionPlan& plan, int64_t item, floa
                       [&](auto x) { unpack_lanes(out, inverse, count, size, x); });
             if (a.lse == nullptr) return;
             float* lse = a.lse + (image * shape.heads + head) * shape.queries + first + row;
-            for_lanes(count, [=](int64_t r, auto part) {
-                const F total = load16(sum + r);
-                const F log = F(-0.5f) * minus_two_log<F, U>(total);
-                const F value = fma(load16(most + r), F(kLn2), log);
-                store(lse + r, select(total != F(0.0f), value, F(-kInfinity)), part, false);
-            });
+            store_lse(most, sum, count, lse);
         });
     });
 }
@@ -364,7 +179,13 @@ struct BackwardFloats {
     }
 };
 
+bool is_one_tile_dq(const AttentionBackward& a) {
+    const bool dq_alone = a.lse == nullptr && a.dk.data == nullptr && a.dv.data == nullptr;
+    return dq_alone && fits_one_tile(a.shape);
+}
+
 int64_t attention_backward_floats(const AttentionBackward& a, const AttentionPlan& plan) {
+    if (is_one_tile_dq(a)) return one_tile_floats(a.shape, true);
     return BackwardFloats(a, plan, nullptr).used;
 }
 
@@ -412,6 +233,7 @@ void read_rows(const AttentionBackward& a, int64_t image, int64_t head, int64_t 
 
 void attention_backward(const AttentionBackward& a, const AttentionPlan& plan, int64_t item,
                         float* base) {
+    if (is_one_tile_dq(a)) return attention_backward_one_tile(a, plan, item, base);
     const AttentionShape& shape = a.shape;
     const BackwardFloats f(a, plan, base);
     const bool needs_q = a.dq.data != nullptr, needs_k = a.dk.data != nullptr;
@@ -430,18 +252,18 @@ void attention_backward(const AttentionBackward& a, const AttentionPlan& plan, i
     for_blocks(shape.keys, plan.keys, [&](int64_t key, int64_t keys) {
         with_rows(a.k, image, head, key, [&](auto x) {
             pack_tiles(x, keys, size, f.k_tiles);
-            if (needs_q) pack_rows(x, keys, size, columns, f.k_rows);
+            if (needs_q) pack_rows(x, keys, size, columns, f.k_rows, columns);
         });
         with_rows(a.v, image, head, key, [&](auto x) { pack_tiles(x, keys, size, f.v_tiles); });
         for_blocks(rows, kBlock, [&](int64_t row, int64_t count) {
             const int64_t lanes = in_whole(count, kPanel);
             with_rows(a.q, image, head, first + row, [&](auto x) {
                 pack_lanes(x, count, size, a.scale * kLog2E, lanes, f.q);
-                if (needs_k) pack_rows(x, count, size, columns, f.q_rows);
+                if (needs_k) pack_rows(x, count, size, columns, f.q_rows, columns);
             });
             with_rows(a.grad_out, image, head, first + row, [&](auto x) {
                 if (needs_q || needs_k) pack_lanes(x, count, size, 1.0f, lanes, f.grad);
-                if (needs_v) pack_rows(x, count, size, columns, f.grad_rows);
+                if (needs_v) pack_rows(x, count, size, columns, f.grad_rows, columns);
             });
             product(keys, size, {f.k_tiles, 0, true}, f.q, f.p, lanes, Start::zero);
             if (a.bias.data != nullptr) {
@@ -484,11 +306,11 @@ void attention_backward(const AttentionBackward& a, const AttentionPlan& plan, i
             if (to.data == nullptr) return;
             if (plan.parts == 1) {
                 with_rows(to, image, head, key,
-                          [&](auto x) { unpack_rows(from, keys, size, columns, scale, x); });
+                          [&](auto x) { unpack_rows(from, keys, size, columns, &scale, 0, x); });
                 return;
             }
             float* part = plan.partial + ((item * 2 + which) * shape.keys + key) * size;
-            unpack_rows(from, keys, size, columns, scale, HeadRows<float>{part, size});
+            unpack_rows(from, keys, size, columns, &scale, 0, HeadRows<float>{part, size});
         };
         deliver(a.dk, 0, f.dk, a.scale);
         deliver(a.dv, 1, f.dv, 1.0f);
@@ -510,8 +332,10 @@ void attention_sum(const AttentionBackward& a, const AttentionPlan& plan, int64_
                 store(sum + i, load(sum + i, lanes) + load(other + i, lanes), lanes, false);
             });
         }
-        with_rows(to, image, head, 0,
-                  [&](auto x) { unpack_rows(sum, shape.keys, shape.size, shape.size, 1.0f, x); });
+        const float one = 1.0f;
+        with_rows(to, image, head, 0, [&](auto x) {
+            unpack_rows(sum, shape.keys, shape.size, shape.size, &one, 0, x);
+        });
     }
 }
 

@@ -254,7 +254,7 @@ struct Kernels {
     void (*geglu)(const Geglu&, int64_t row);
     void (*geglu_backward)(const Geglu&, int64_t row);
     void (*copy)(float* to, const float* from, int64_t n, bool stream);
-    int64_t (*attention_floats)(const AttentionShape&, const AttentionPlan&);
+    int64_t (*attention_floats)(const Attention&, const AttentionPlan&);
     void (*attention)(const Attention&, const AttentionPlan&, int64_t item, float* floats);
     int64_t (*attention_backward_floats)(const AttentionBackward&, const AttentionPlan&);
     void (*attention_backward)(const AttentionBackward&, const AttentionPlan&, int64_t item,

@@ -129,56 +129,82 @@ void product(int64_t rows, int64_t n, Left a, const float* b, float* c, int64_t 
     });
 }
 
-// --- columns are numbers of a head: sums over the queries of a block -----------------------------
+// --- rows and columns as they lie in memory ------------------------------------------------------
 
-// So many rows more than are asked for may be read from a and written to c.
-constexpr int64_t kSpareRows = 16;
+template <int kGroupsOf16, bool kAndHalf>
+struct TileOf {
+    static constexpr int kGroups = kGroupsOf16;
+    static constexpr bool kHalf = kAndHalf;
+    static constexpr int kRows = tile_rows(kGroups, kHalf);
+};
 
-template <int kGroups, bool kHalf>
-void product_columns(int64_t rows, Operands o, Start start) {
-    constexpr int kRows = tile_rows(kGroups, kHalf);
+// body(first column, TileOf) for the columns, a multiple of 8, of tiles that fill the registers.
+template <class Body>
+UDP_HD void for_column_tiles(int64_t columns, Body body) {
+    int64_t first = 0;
+    for (int64_t groups = columns / 16; groups > 0;) {
+        const bool half = columns % 16 != 0;
+        int64_t taken = 1;
+        if (half && groups == 1) {
+            return body(first, TileOf<1, true>{});
+        } else if (kRegistersOfF > 1 || groups == 1) {
+            body(first, TileOf<1, false>{});
+        } else if (half && groups == 2) {
+            return body(first, TileOf<kRegistersOfF == 1 ? 2 : 1, true>{});
+        } else if (!half && groups % 2 == 1) {
+            body(first, TileOf<kRegistersOfF == 1 ? 3 : 1, false>{});
+            taken = 3;
+        } else {
+            body(first, TileOf<kRegistersOfF == 1 ? 2 : 1, false>{});
+            taken = 2;
+        }
+        groups -= taken;
+        first += 16 * taken;
+    }
+    if (first < columns) body(first, TileOf<0, true>{});
+}
+
+// after() follows each tile.
+template <int kRows, int64_t kAcross, class Kind, class After>
+void product_of_columns(int64_t rows, Operands o, Start start, Kind, After after) {
     for (int64_t first = 0; first < rows; first += kRows) {
-        tile<kRows, kGroups, kHalf, kBlock>(o, start);
-        o.a += kRows * kBlock;
+        tile<kRows, Kind::kGroups, Kind::kHalf, kAcross>(o, start);
+        after();
+        o.a += kRows * kAcross;
         o.c += kRows * o.c_step;
     }
 }
 
-// c [rows, columns] from a [rows, kBlock], of which n columns count, and b [n, columns]; columns is
-// a multiple of 8.
+// So many rows more than are asked for may be read from a and written to c.
+constexpr int64_t kSpareRows = 16;
+
+// Sums over the queries of a block: c [rows, columns] from a [rows, kBlock], of which n columns
+// count, and b [n, columns].
 void product_over_queries(int64_t rows, int64_t n, const float* a, const float* b, float* c,
                           int64_t columns, Start start) {
-    int64_t groups = columns / 16;
-    bool half = columns % 16 != 0;
-    Operands o{n, a, 1, b, columns, c, columns, nullptr};
-    const auto advance = [&](int64_t taken) {
-        groups -= taken;
-        o.b += 16 * taken;
-        o.c += 16 * taken;
-    };
-    while (groups > 0 || half) {
-        if (half && groups == 0) {
-            half = false;
-            product_columns<0, true>(rows, o, start);
-        } else if (half && groups == 1) {
-            half = false;
-            product_columns<1, true>(rows, o, start);
-            advance(1);
-        } else if (kRegistersOfF > 1 || groups == 1) {
-            product_columns<1, false>(rows, o, start);
-            advance(1);
-        } else if (half && groups == 2) {
-            half = false;
-            product_columns<kRegistersOfF == 1 ? 2 : 1, true>(rows, o, start);
-            advance(2);
-        } else if (!half && groups % 2 == 1) {
-            product_columns<kRegistersOfF == 1 ? 3 : 1, false>(rows, o, start);
-            advance(3);
-        } else {
-            product_columns<kRegistersOfF == 1 ? 2 : 1, false>(rows, o, start);
-            advance(2);
-        }
-    }
+    for_column_tiles(columns, [=](int64_t first, auto kind) {
+        const Operands o{n, a, 1, b + first, columns, c + first, columns, nullptr};
+        product_of_columns<decltype(kind)::kRows, kBlock>(rows, o, start, kind, [] {});
+    });
+}
+
+// c [rows, columns] from a [rows, kAcross], of which n columns count, and b [n, columns], the rows
+// of b and c so many floats apart; rows is a multiple of 16.
+template <int64_t kAcross, class After>
+void product_of_rows(int64_t rows, int64_t n, const float* a, const float* b, int64_t b_step,
+                     float* c, int64_t c_step, int64_t columns, After after) {
+    for_column_tiles(columns, [=](int64_t first, auto kind) {
+        // No row too many: high tiles, as long as low ones can do the rest.
+        constexpr int kHigh = decltype(kind)::kRows;
+        constexpr int kLow = kHigh >= 8 ? 8 : kHigh >= 4 ? 4 : 2;
+        int64_t high = rows / kHigh * kHigh;
+        while ((rows - high) % kLow != 0) high -= kHigh;
+        Operands o{n, a, 1, b + first, b_step, c + first, c_step, nullptr};
+        product_of_columns<kHigh, kAcross>(high, o, Start::zero, kind, after);
+        o.a += high * kAcross;
+        o.c += high * c_step;
+        product_of_columns<kLow, kAcross>(rows - high, o, Start::zero, kind, after);
+    });
 }
 
 }  // namespace

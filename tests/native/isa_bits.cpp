@@ -117,7 +117,7 @@ void compare_attention(DType type, AttentionShape shape, bool biased, bool one_t
                     lse.data()};
         if (biased) a.bias = {bias.data(), 0, 0, shape.keys, 1};
         AttentionPlan plan{64, (shape.keys + 1) / 2, 1, nullptr};
-        std::vector<float> floats(static_cast<size_t>(kernels.attention_floats(shape, plan)));
+        std::vector<float> floats(static_cast<size_t>(kernels.attention_floats(a, plan)));
         for (int64_t item = 0; item < shape.heads * plan.items(shape); ++item) {
             kernels.attention(a, plan, item, floats.data());
         }
@@ -313,6 +313,8 @@ int main() {
             compare_attention(type, {1, 1, 130, 45, 24}, false, one_tile);
             compare_attention(type, {1, 1, 20, 5, 7}, true, one_tile);
             compare_attention(type, {1, 1, 65, 30, 112}, false, one_tile);
+            compare_attention(type, {1, 1, 37, 77, 56}, true, one_tile);
+            compare_attention(type, {1, 1, 20, 8, 8}, false, one_tile);
         }
     }
     const float half[] = {0.5f, 0.25f}, bound[] = {0.03f, 0.04f}, one[] = {1.0f, 0.5f};

@@ -119,7 +119,8 @@ def all_of_attention(dtype: torch.dtype) -> list[torch.Tensor]:
 
     forward, backward = BACKEND.ops["attention"], BACKEND.ops["attention_backward"]
     results: list[torch.Tensor] = []
-    for queries, keys, size in ((70, 77, 40), (33, 300, 24), (1030, 20, 9), (20, 90, 112)):
+    shapes = ((70, 77, 40), (33, 300, 24), (1030, 20, 9), (20, 90, 112), (37, 77, 56), (20, 8, 8))
+    for queries, keys, size in shapes:
         q, grad = draw(2, queries, 1, size), draw(2, queries, 1, size)
         k, v = draw(2, keys, 1, size), draw(2, keys, 1, size)
         padding = torch.zeros(2, 1, 1, keys)
