@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
-import json
 import re
-import resource
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable
@@ -568,7 +566,6 @@ class Compiled:
 
     object: Path
     report: str  # of nvcc and ptxas
-    seconds: float  # of processor time
 
 
 def compiled(command: list[str]) -> Compiled:
@@ -579,21 +576,17 @@ def compiled(command: list[str]) -> Compiled:
     """
     source = command[command.index("-c") + 1]
     folder = kept.FOLDER / kept.key(_compiler(), (ROOT / source).read_bytes(), command[1:])
-    made = Compiled(folder / "kernels.o", "", 0)
+    made, report = folder / "kernels.o", folder / "report.txt"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits for what the first compiles
-        report = folder / "report.json"
         if not report.exists():
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            arguments = [*command, "-Xptxas=-v", "-o", str(made.object)]
+            arguments = [*command, "-Xptxas=-v", "-o", str(made)]
             done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
             if done.returncode != 0:
                 raise RuntimeError(f"{source} does not compile:\n{done.stderr}")
-            seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            report.write_text(json.dumps({"report": done.stderr, "seconds": seconds}))
-        return replace(made, **json.loads(report.read_text()))
+            report.write_text(done.stderr)
+        return Compiled(made, report.read_text())
 
 
 def _read(source: str, architectures: list[str]) -> dict[str, dict[str, Code]]:
