@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -46,19 +45,17 @@ class Candidate:
     remark: str = ""
 
 
-@cache
-def _encoded(name: str) -> Any:
-    return os.environ.encodekey(name)
+#: To find out that a variable is not set `os.environ` raises two errors and catches them, which takes
+#: as long as checking a tensor. The dictionary behind it, where there is one, knows at once.
+_ENVIRONMENT: dict[Any, Any] | None = getattr(os.environ, "_data", None)
+_KEYS: dict[str, Any] = (
+    {} if _ENVIRONMENT is None else {v: os.environ.encodekey(v) for v in VARIABLES}
+)
 
 
 def _value(name: str) -> str:
-    """A variable's value, "" where it is not set.
-
-    To find that out `os.environ` raises two errors and catches them, which takes as long as checking
-    a tensor. The dictionary behind it, where there is one, knows at once.
-    """
-    variables = getattr(os.environ, "_data", None)
-    if variables is not None and _encoded(name) not in variables:
+    """A variable's value, "" where it is not set."""
+    if _ENVIRONMENT is not None and _KEYS[name] not in _ENVIRONMENT:
         return ""
     return os.environ.get(name, "")
 
@@ -218,7 +215,11 @@ def intercept() -> Iterator[None]:
 def is_unsteered() -> bool:
     """Whether a choice, made once, holds for a call that is like that one in all that a backend looks
     at: no variable is set, and nobody wants to know."""
-    return not (_intercepting.get() or any(map(_value, VARIABLES)))
+    if _intercepting.get():
+        return False
+    if _ENVIRONMENT is not None and _ENVIRONMENT.keys().isdisjoint(_KEYS.values()):
+        return True
+    return not any(map(_value, VARIABLES))
 
 
 def taker(op: str, args: tuple[Any, ...]) -> Backend:

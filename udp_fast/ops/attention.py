@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -157,6 +158,10 @@ def _is_left_to_torch(chosen: Backend, args: tuple[Any, ...], wanted: Sequence[b
 
 Run = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+# As in validation.py.
+_STRIDED = torch.strided
+_is_grad_enabled, _is_autocast_enabled = torch.is_grad_enabled, torch.is_autocast_enabled
+
 #: How calls are run, of q, k and v alone, that were checked and chosen for. Beside a small attention
 #: checks and choices take long; they are not made again for a call that is like an earlier one in all
 #: they look at.
@@ -170,13 +175,13 @@ def _likeness(q: Any, k: Any, v: Any, scale: Any) -> tuple[Any, ...] | None:
         return None
     if not (q.is_cpu and k.is_cpu and v.is_cpu):
         return None
-    if not (q.layout is k.layout is v.layout is torch.strided):
+    if not (q.layout is k.layout is v.layout is _STRIDED):
         return None
-    if torch.is_autocast_enabled("cpu") or not (scale is None or type(scale) is float):
+    if _is_autocast_enabled("cpu") or not (scale is None or type(scale) is float):
         return None
     return (
         *(q.dtype, q.shape, q.stride(), k.dtype, k.shape, k.stride(), v.dtype, v.shape, v.stride()),
-        torch.is_grad_enabled() and (q.requires_grad, k.requires_grad, v.requires_grad),
+        _is_grad_enabled() and (q.requires_grad, k.requires_grad, v.requires_grad),
         scale,
     )
 
@@ -186,30 +191,37 @@ def _eager(
 ) -> Tensor:
     """The op without torch.library's dispatch."""
     chosen = dispatch.taker("attention", args)
-    rest = args[3:]
+    q, k, v, *rest = args
+    out: Tensor | None = None
+    run: Run
     if _is_left_to_torch(chosen, args, wanted):
-        _, scale, _ = rest
+        scale = None if rest[1] == q.shape[3] ** -0.5 else rest[1]
+        torchs: Any = F.scaled_dot_product_attention
+        run = torchs if scale is None else partial(torchs, scale=scale)
+        out = run(q, k, v)
+        if out.stride() != torch.empty_like(q).stride():
+            found, run = run, lambda q, k, v: in_strides_of(q, found(q, k, v))
+            out = in_strides_of(q, out)
+    elif any(wanted):
+        apply = cast(Any, _Eager.apply)
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            found = F.scaled_dot_product_attention(q, k, v, scale=scale)
-            return in_strides_of(q, found)
+            found = apply(q, k, v, *rest, chosen.ops["attention"])
+            assert isinstance(found, Tensor)
+            return found
     else:
-        differentiated, apply = any(wanted), cast(Any, _Eager.apply)
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             kernel: Any = chosen.ops["attention"]
-            if differentiated:
-                out = apply(q, k, v, *rest, kernel)
-            else:
-                out, _ = kernel(q, k, v, *rest)
-            assert isinstance(out, Tensor)
-            return out
+            found, _ = kernel(q, k, v, *rest)
+            assert isinstance(found, Tensor)
+            return found
 
     if likeness is not None and dispatch.is_unsteered():
         if len(_remembered) >= _MOST_REMEMBERED:
             _remembered.clear()
         _remembered[likeness] = run
-    return run(*args[:3])
+    return run(q, k, v) if out is None else out
 
 
 def _check_tensors(q: Any, k: Any, v: Any) -> None:

@@ -213,6 +213,15 @@ def check_timestep_values(op: str, t: Tensor | None, table: Tensor | None) -> No
 
 _ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
+# Under names of our own: after a kernel has gone through the caches, each dictionary of torch's on the
+# way to a function takes about a microsecond. What torch.export traces without dynamo are no ordinary
+# tensors.
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+_dispatch_mode = torch._C._get_dispatch_mode
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
+_transforms = torch._C._functorch.peek_interpreter_stack
+_is_tracing = torch._C._is_tracing
+
 
 def is_plain(*tensors: Tensor | None) -> bool:
     """True when an op may call its backend directly: eager, ordinary tensors, no autograd wanted.
@@ -230,14 +239,15 @@ def is_eager(*tensors: Tensor | None) -> bool:
     Raises:
         NotImplementedError: a tensor has a tangent, which torch.library would drop without a word.
     """
-    if torch.compiler.is_compiling() or not _ORDINARY.issuperset(map(type, tensors)):
+    if _is_dynamo_compiling() or not _ORDINARY.issuperset(map(type, tensors)):
         return False
     for tensor in tensors:  # a loop, and no generator, which would take twice as long
         if tensor is not None and tensor.is_neg():
             return False
     if forward_ad._current_level >= 0:
         _refuse_tangents(tensors)
-    return not _is_traced()
+    # make_fx, torch.jit.trace or a transform of torch.func: a kernel called directly would escape them.
+    return _dispatch_mode(_PROXY) is None and _transforms() is None and not _is_tracing()
 
 
 def _refuse_tangents(tensors: Iterable[Tensor | None]) -> None:
@@ -247,16 +257,6 @@ def _refuse_tangents(tensors: Iterable[Tensor | None]) -> None:
                 "got a tensor with a tangent of forward-mode autograd, expected none: the ops are"
                 " differentiated backward only"
             )
-
-
-def _is_traced() -> bool:
-    """Whether make_fx, torch.jit.trace or a transform of torch.func is active: a kernel that is called
-    directly would escape them."""
-    return (
-        torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._is_tracing()
-    )
 
 
 def written(*tensors: Tensor) -> None:
