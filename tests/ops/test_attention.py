@@ -528,7 +528,7 @@ def ours_measured(isa: str) -> bool:
 
 @needs_native
 def test_explain_says_who_and_why():
-    q, k, v, _ = operands((1, 8, 64, 77, 40))
+    q, k, v, _ = operands((1, 8, 256, 77, 40))
     said = explain("attention", q.requires_grad_(), k, v)
     assert [c.backend for c in said.candidates] == list(dispatch.order("attention"))
     assert said.backward is not None
@@ -583,7 +583,8 @@ def test_a_tiny_call_leaves_out_what_needs_says():
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("needs", [(True, False, False), (True, True, True)], ids=str)
 @pytest.mark.parametrize(
-    "shape", [TINY, (1, 8, 64, 64, 40), (1, 8, 80, 77, 160), (1, 1, 8, 8, 1000)]
+    "shape",
+    [TINY, (1, 8, 128, 128, 40), (1, 8, 80, 77, 160), (1, 4, 64, 144, 160), (1, 1, 8, 8, 1000)],
 )
 def test_explain_agrees_with_what_happens(shape, needs, dtype):
     """torch differentiates its function where explain names it for the forward and the backward."""
@@ -636,7 +637,7 @@ def remembered(monkeypatch):
 @pytest.mark.parametrize(
     "needs", [(False, False, False), (True, False, False), (True, True, True)], ids=str
 )
-@pytest.mark.parametrize("shape", [TINY, (1, 8, 64, 77, 40), (1, 8, 64, 77, 160)], ids=str)
+@pytest.mark.parametrize("shape", [TINY, (1, 8, 256, 77, 40), (1, 8, 64, 144, 160)], ids=str)
 def test_a_call_like_an_earlier_one_is_neither_checked_nor_chosen_for(
     shape, needs, remembered, monkeypatch
 ):
@@ -706,10 +707,11 @@ def test_torchs_function_is_not_given_what_it_would_do_in_another_way():
 def test_every_row_of_the_table_is_a_gain_and_is_reached():
     for row in preference.MEASURED:
         assert row.ratio > 1
-        head = row.largest_head
+        head, keeps_nothing = row.largest_head, row.keeps_nothing
         key = (row.op, row.gradients, row.isa, row.dtype)
-        assert preference._measured(*key, head) is row
-        assert preference._measured(*key, head + 1) is None
+        assert preference._measured(*key, head, keeps_nothing) is row
+        assert preference._measured(*key, head + 1, keeps_nothing) is None
+        assert (preference._measured(*key, head, False) is row) != keeps_nothing
 
 
 def test_a_compiled_call_does_not_depend_on_what_was_remembered(remembered):
