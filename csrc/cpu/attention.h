@@ -2,7 +2,7 @@
 // needs no sum across lanes, no width of a head and no number of keys is padded, and all
 // instruction sets give equal bits. Exponentials are powers of two: log2 e is in the scale of q.
 //
-// Where the keys are few and dq at most is wanted, attention_one_tile.h does it all another way.
+// Forward and dq alone of keys that one tile holds: attention_one_tile.h, with scores in rows.
 #pragma once
 
 #include <type_traits>

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -191,37 +190,33 @@ def _eager(
 ) -> Tensor:
     """The op without torch.library's dispatch."""
     chosen = dispatch.taker("attention", args)
-    q, k, v, *rest = args
-    out: Tensor | None = None
-    run: Run
+    rest = args[3:]
     if _is_left_to_torch(chosen, args, wanted):
-        scale = None if rest[1] == q.shape[3] ** -0.5 else rest[1]
-        torchs: Any = F.scaled_dot_product_attention
-        run = torchs if scale is None else partial(torchs, scale=scale)
-        out = run(q, k, v)
-        if out.stride() != torch.empty_like(q).stride():
-            found, run = run, lambda q, k, v: in_strides_of(q, found(q, k, v))
-            out = in_strides_of(q, out)
+        _, scale, _ = rest
+
+        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            # Asked each time: torch's own choice, and with it the strides, may be steered as well.
+            return in_strides_of(q, F.scaled_dot_product_attention(q, k, v, scale=scale))
     elif any(wanted):
         apply = cast(Any, _Eager.apply)
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            found = apply(q, k, v, *rest, chosen.ops["attention"])
-            assert isinstance(found, Tensor)
-            return found
+            out = apply(q, k, v, *rest, chosen.ops["attention"])
+            assert isinstance(out, Tensor)
+            return out
     else:
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             kernel: Any = chosen.ops["attention"]
-            found, _ = kernel(q, k, v, *rest)
-            assert isinstance(found, Tensor)
-            return found
+            out, _ = kernel(q, k, v, *rest)
+            assert isinstance(out, Tensor)
+            return out
 
     if likeness is not None and dispatch.is_unsteered():
         if len(_remembered) >= _MOST_REMEMBERED:
             _remembered.clear()
         _remembered[likeness] = run
-    return run(q, k, v) if out is None else out
+    return run(*args[:3])
 
 
 def _check_tensors(q: Any, k: Any, v: Any) -> None:
