@@ -70,11 +70,6 @@ UDP_NOINLINE void softmax_lanes(float* s, int64_t keys, float* most, float* sum,
     store16(fade, factor);
 }
 
-// 1 / sum; 0 for a query that attends to nothing.
-void invert(const float* sum, float* inverse) {
-    for (int64_t r = 0; r < kBlock; ++r) inverse[r] = sum[r] == 0.0f ? 0.0f : 1.0f / sum[r];
-}
-
 // --- forward -------------------------------------------------------------------------------------
 
 struct ForwardFloats {
@@ -105,10 +100,9 @@ void attention(const Attention& a, const AttentionPlan& plan, int64_t item, floa
     const AttentionShape& shape = a.shape;
     if (fits_one_tile(shape)) return attention_one_tile(a, plan, item, base);
     const ForwardFloats f(shape, plan, base);
-    const int64_t size = shape.size, columns = in_whole(size, 8), items = plan.items(shape);
-    const int64_t image = item / items / shape.heads, head = item / items % shape.heads;
-    const int64_t first = item % items * plan.rows;
-    const int64_t rows = shape.queries - first < plan.rows ? shape.queries - first : plan.rows;
+    const int64_t size = shape.size, columns = in_whole(size, 8);
+    const AttentionItem part(shape, plan, item);
+    const int64_t image = part.image, head = part.head, first = part.first, rows = part.rows;
     for (int64_t r = 0; r < in_whole(rows, kBlock); ++r) {
         f.most[r] = -kInfinity;
         f.sum[r] = 0.0f;
@@ -238,10 +232,9 @@ void attention_backward(const AttentionBackward& a, const AttentionPlan& plan, i
     const BackwardFloats f(a, plan, base);
     const bool needs_q = a.dq.data != nullptr, needs_k = a.dk.data != nullptr;
     const bool needs_v = a.dv.data != nullptr, one_tile = a.lse == nullptr;
-    const int64_t size = shape.size, columns = in_whole(size, 8), items = plan.items(shape);
-    const int64_t image = item / items / shape.heads, head = item / items % shape.heads;
-    const int64_t first = item % items * plan.rows;
-    const int64_t rows = shape.queries - first < plan.rows ? shape.queries - first : plan.rows;
+    const int64_t size = shape.size, columns = in_whole(size, 8);
+    const AttentionItem part(shape, plan, item);
+    const int64_t image = part.image, head = part.head, first = part.first, rows = part.rows;
     const bool whole = plan.keys >= shape.keys;
     // What the spare rows of a tile multiply is thrown away, but should not be slow, as subnormal
     // numbers are.

@@ -108,11 +108,6 @@ UDP_NOINLINE void softmax_rows(float* s, int64_t keys, float* most, float* sum) 
     store16(sum, across(r, [](F a, F b) { return a + b; }));
 }
 
-// 1 / sum; 0 for a query that attends to nothing.
-UDP_HD F inverse_or_zero(F sum) {
-    return select(sum != F(0.0f), F(1.0f) / sum, F(0.0f));
-}
-
 // From p, 2^(s - most), and dp in the place of ds.
 UDP_NOINLINE void differentiate_rows(const float* p, float* ds, int64_t keys, const float* sum) {
     F r[16];
@@ -163,23 +158,11 @@ UDP_NOINLINE void add_bias_rows(const Bias& bias, const float* from, const float
     }
 }
 
-// The queries of an item of work; `first` counts from the head's.
-struct TileItem {
-    int64_t image, head, first, rows;
-    TileItem(const AttentionShape& shape, const AttentionPlan& plan, int64_t item) {
-        const int64_t items = plan.items(shape);
-        image = item / items / shape.heads;
-        head = item / items % shape.heads;
-        first = item % items * plan.rows;
-        rows = std::min(plan.rows, shape.queries - first);
-    }
-};
-
 // The rows of a block of an operand, a few of them fetched after each tile of a product, before
 // they are read or written: short and far apart as they are, no processor foresees them.
 class Ahead {
   public:
-    Ahead(const Heads& x, const TileItem& item, int64_t row, int64_t size)
+    Ahead(const Heads& x, const AttentionItem& item, int64_t row, int64_t size)
         : size_(size * size_of(x.type)), step_(x.row * size_of(x.type)) {
         const int64_t end = item.first + item.rows;
         left_ = std::max<int64_t>(0, std::min(kBlock, end - row));
@@ -198,7 +181,7 @@ class Ahead {
 };
 
 // Rows of q or the gradient; those up to a multiple of sixteen are 0, since they are multiplied.
-void pack_block(const Heads& x, const TileItem& item, int64_t row, int64_t count, int64_t size,
+void pack_block(const Heads& x, const AttentionItem& item, int64_t row, int64_t count, int64_t size,
                 float* to) {
     with_rows(x, item.image, item.head, row,
               [=](auto from) { pack_rows(from, count, size, size, to, kRowStep); });
@@ -209,8 +192,8 @@ void pack_block(const Heads& x, const TileItem& item, int64_t row, int64_t count
 
 // p = 2^(s - most) of a block, and each row's most and sum.
 template <class After>
-void softmax_block(const AttentionShape& shape, const Bias& bias, const TileItem& item, int64_t row,
-                   int64_t count, const TileFloats& f, After after) {
+void softmax_block(const AttentionShape& shape, const Bias& bias, const AttentionItem& item,
+                   int64_t row, int64_t count, const TileFloats& f, After after) {
     const int64_t all = in_whole(count, 16);
     product_of_rows<kRowStep>(all, shape.size, f.q, f.k_lanes, in_whole(shape.keys, 16), f.p,
                               kRowStep, in_whole(shape.keys, 8), after);
@@ -224,15 +207,15 @@ void softmax_block(const AttentionShape& shape, const Bias& bias, const TileItem
 }
 
 // Keys, or values, as the columns of a product: transposed, times scale.
-void pack_columns(const Heads& x, const TileItem& item, const AttentionShape& shape, float scale,
-                  float* to) {
+void pack_columns(const Heads& x, const AttentionItem& item, const AttentionShape& shape,
+                  float scale, float* to) {
     const int64_t lanes = in_whole(shape.keys, 16);
     with_rows(x, item.image, item.head, 0, [=](auto from) {
         pack_lanes(from, shape.keys, shape.size, scale, lanes, to, lanes);
     });
 }
 
-void pack_keys(const Heads& k, const Heads& rows, const Bias& bias, const TileItem& item,
+void pack_keys(const Heads& k, const Heads& rows, const Bias& bias, const AttentionItem& item,
                const AttentionShape& shape, float scale, const TileFloats& f) {
     const int64_t columns = in_whole(shape.size, 8);
     pack_columns(k, item, shape, scale * kLog2E, f.k_lanes);
@@ -253,7 +236,7 @@ void attention_one_tile(const Attention& a, const AttentionPlan& plan, int64_t n
                         float* base) {
     const AttentionShape& shape = a.shape;
     const TileFloats f(shape, false, base);
-    const TileItem item(shape, plan, number);
+    const AttentionItem item(shape, plan, number);
     const int64_t size = shape.size, columns = in_whole(size, 8);
     pack_keys(a.k, a.v, a.bias, item, shape, a.scale, f);
     for_blocks(item.rows, kBlock, [&](int64_t row, int64_t count) {
@@ -269,9 +252,7 @@ void attention_one_tile(const Attention& a, const AttentionPlan& plan, int64_t n
             store_lse(f.most, f.sum, count, lse);
         }
         float* inverse = f.sum;
-        for (int64_t r = 0; r < count; r += 16) {
-            store16(inverse + r, inverse_or_zero(load16(f.sum + r)));
-        }
+        invert(f.sum, inverse);
         with_rows(a.out, item.image, item.head, row,
                   [&](auto to) { unpack_rows(f.out, count, size, columns, inverse, 1, to); });
     });
@@ -281,7 +262,7 @@ void attention_backward_one_tile(const AttentionBackward& a, const AttentionPlan
                                  int64_t number, float* base) {
     const AttentionShape& shape = a.shape;
     const TileFloats f(shape, true, base);
-    const TileItem item(shape, plan, number);
+    const AttentionItem item(shape, plan, number);
     const int64_t size = shape.size, columns = in_whole(size, 8), keys = shape.keys;
     pack_keys(a.k, a.k, a.bias, item, shape, a.scale, f);
     pack_columns(a.v, item, shape, 1.0f, f.v_lanes);

@@ -6,6 +6,7 @@
 //   rows   [rows, columns] for sums over keys or queries; columns is the size in whole half-vectors
 #pragma once
 
+#include <algorithm>
 #include <limits>
 
 #include "../math/exp.h"
@@ -182,6 +183,31 @@ void store_lse(const float* most, const float* sum, int64_t count, float* lse) {
         store(lse + r, select(total != F(0.0f), value, F(-kInfinity)), part, false);
     });
 }
+
+// 1 / sum; 0 for a query that attends to nothing.
+UDP_HD F inverse_or_zero(F sum) {
+    return select(sum != F(0.0f), F(1.0f) / sum, F(0.0f));
+}
+// The same of a block.
+void invert(const float* sum, float* inverse) {
+    for (int64_t r = 0; r < kBlock; r += 16) {
+        store16(inverse + r, inverse_or_zero(load16(sum + r)));
+    }
+}
+
+// --- work ----------------------------------------------------------------------------------------
+
+// The queries of an item of work; `first` counts from the head's.
+struct AttentionItem {
+    int64_t image, head, first, rows;
+    AttentionItem(const AttentionShape& shape, const AttentionPlan& plan, int64_t item) {
+        const int64_t items = plan.items(shape);
+        image = item / items / shape.heads;
+        head = item / items % shape.heads;
+        first = item % items * plan.rows;
+        rows = std::min(plan.rows, shape.queries - first);
+    }
+};
 
 // --- memory --------------------------------------------------------------------------------------
 
