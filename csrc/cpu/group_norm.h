@@ -47,8 +47,17 @@ UDP_HD double total(F a) {
 // Elements from those at work to those that are fetched meanwhile.
 constexpr int64_t kAhead = 256;
 
-// Interleaved pixels are taken four at a time, a quarter of the tile from one to the next:
-// neighbours would be in one page, where the processor foresees one stream of accesses, not four.
+// body(first, how many, how far from one to the next) for all pixels of an interleaved tile: four
+// at a time, a quarter of the tile apart. Neighbours would be in one page, where the processor
+// foresees one stream of accesses, not four.
+template <class Body>
+UDP_HD void for_pixels(const Tile& tile, Body body) {
+    const int64_t quarter = tile.pixels / 4, rest = tile.pixels % 4;
+    for (int64_t i = 0; i < quarter + rest; ++i) {
+        const bool four = i < quarter;
+        body(tile.pixel + (four ? i : i + 3 * quarter), four ? 4 : 1, quarter);
+    }
+}
 
 // --- moments -------------------------------------------------------------------------------------
 
@@ -238,16 +247,22 @@ struct Columns {
     }
 };
 
+UDP_LONG F silu_of(F u) {
+    return silu<F, U>(u);
+}
+UDP_LONG F silu_slope_of(F u) {
+    return silu_slope<F, U>(u);
+}
 template <bool kSilu>
 UDP_HD F activated(F x, const Channel& c) {
     const F u = normalised(x - c.mean, c.scale, c.bias);
-    return kSilu ? silu<F, U>(u) : u;
+    return kSilu ? silu_of(u) : u;
 }
 // h = dL/du
 template <bool kSilu>
 UDP_HD F slope_of(F distance, F gradient, const Channel& c) {
     if (!kSilu) return gradient;
-    return gradient * silu_slope<F, U>(normalised(distance, c.scale, c.bias));
+    return gradient * silu_slope_of(normalised(distance, c.scale, c.bias));
 }
 template <bool kSilu>
 UDP_HD F dx_of(F x, F gradient, const Channel& c) {
@@ -281,9 +296,9 @@ UDP_HD void over_planar(const GroupNorm& a, const Tile& tile, Pixel pixel) {
     }
 }
 
-// kPixels, `apart` from one to the next, which share what is loaded for their channels.
-template <class T, bool kGradient, int kPixels, class Pixel>
-UDP_HD void over_pixels(const GroupNorm& a, const Tile& tile, int64_t p, int64_t apart,
+// Some pixels, `apart` from one to the next, which share what is loaded for their channels.
+template <class T, bool kGradient, class Pixel>
+UDP_HD void over_pixels(const GroupNorm& a, const Tile& tile, int64_t p, int pixels, int64_t apart,
                         Pixel pixel) {
     const T* x = element<T>(a.x, tile.image, tile.channel, p);
     const T* g = kGradient ? element<T>(a.gradient, tile.image, tile.channel, p) : nullptr;
@@ -294,7 +309,7 @@ UDP_HD void over_pixels(const GroupNorm& a, const Tile& tile, int64_t p, int64_t
     const Columns columns(a, tile.image, tile.channel);
     for_lanes(tile.channels, [=](int64_t i, auto lanes) {
         const Channel channel = columns.at(i, kGradient);
-        for (int k = 0; k < kPixels; ++k) {
+        for (int k = 0; k < pixels; ++k) {
             const F gradient = kGradient ? load(g + k * g_apart + i, lanes) : F(0.0f);
             const F value = pixel(load(x + k * x_apart + i, lanes), gradient, channel);
             store(y + k * y_apart + i, value, lanes, stream);
@@ -305,13 +320,9 @@ UDP_HD void over_pixels(const GroupNorm& a, const Tile& tile, int64_t p, int64_t
 template <class T, bool kGradient, class Pixel>
 UDP_HD void over(const GroupNorm& a, const Tile& tile, Pixel pixel) {
     if (!a.interleaved) return over_planar<T, kGradient>(a, tile, pixel);
-    const int64_t quarter = tile.pixels / 4;
-    for (int64_t p = 0; p < quarter; ++p) {
-        over_pixels<T, kGradient, 4>(a, tile, tile.pixel + p, quarter, pixel);
-    }
-    for (int64_t p = 4 * quarter; p < tile.pixels; ++p) {
-        over_pixels<T, kGradient, 1>(a, tile, tile.pixel + p, 0, pixel);
-    }
+    for_pixels(tile, [&](int64_t first, int pixels, int64_t apart) {
+        over_pixels<T, kGradient>(a, tile, first, pixels, apart, pixel);
+    });
 }
 
 void apply(const GroupNorm& a, const Tile& tile) {
@@ -355,9 +366,9 @@ Slopes slopes_planar(const GroupNorm& a, const Tile& tile, Slopes* channels) {
     return {total(plain), total(tilted)};
 }
 
-template <class T, bool kSilu, bool kKeep, int kPixels>
-UDP_HD void add_slopes(const GroupNorm& a, const Tile& tile, int64_t p, int64_t apart, float* sums,
-                       float* products) {
+template <class T, bool kSilu, bool kKeep>
+UDP_HD void add_slopes(const GroupNorm& a, const Tile& tile, int64_t p, int pixels, int64_t apart,
+                       float* sums, float* products) {
     const T* x = element<T>(a.x, tile.image, tile.channel, p);
     const T* g = element<T>(a.gradient, tile.image, tile.channel, p);
     const int64_t x_apart = apart * a.x.pixel, g_apart = apart * a.gradient.pixel,
@@ -367,7 +378,7 @@ UDP_HD void add_slopes(const GroupNorm& a, const Tile& tile, int64_t p, int64_t 
     for_lanes(tile.channels, [=](int64_t i, auto lanes) {
         const Channel channel = columns.at(i, false);
         F sum = load16(sums + i), product = load16(products + i);
-        for (int k = 0; k < kPixels; ++k) {
+        for (int k = 0; k < pixels; ++k) {
             const F distance = load(x + k * x_apart + i, lanes) - channel.mean;
             const F h = slope_of<kSilu>(distance, load(g + k * g_apart + i, lanes), channel);
             if (kKeep) store(keep + k * keep_apart + i, h, lanes, false);
@@ -389,13 +400,9 @@ void slopes_interleaved(const GroupNorm& a, const Tile& whole, Slopes* channels)
             block + kColumnBlock < whole.channels ? kColumnBlock : whole.channels - block;
         memset(sums, 0, sizeof sums);
         memset(products, 0, sizeof products);
-        const int64_t quarter = tile.pixels / 4;
-        for (int64_t p = 0; p < quarter; ++p) {
-            add_slopes<T, kSilu, kKeep, 4>(a, tile, tile.pixel + p, quarter, sums, products);
-        }
-        for (int64_t p = 4 * quarter; p < tile.pixels; ++p) {
-            add_slopes<T, kSilu, kKeep, 1>(a, tile, tile.pixel + p, 0, sums, products);
-        }
+        for_pixels(tile, [&](int64_t first, int pixels, int64_t apart) {
+            add_slopes<T, kSilu, kKeep>(a, tile, first, pixels, apart, sums, products);
+        });
         for (int64_t c = 0; c < tile.channels; ++c) {
             channels[block + c] = {sums[c], products[c]};
         }

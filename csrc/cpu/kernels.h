@@ -32,19 +32,22 @@ struct Stepper {
     const G* gradient;
     const float* mask;
     float size;
+    bool sign;
     SignStep by_sign = SignStep(size);
 
-    template <bool kSign, bool kMasked, class Lanes>
+    bool usual() const { return sign && mask == nullptr; }
+
+    // kUsual: the step is known to be.
+    template <bool kUsual, class Lanes>
     F at(int64_t i, Lanes lanes, Count& finite) const {
         const F d = load(delta + i, lanes);
-        if constexpr (kStepsBy16Bits && kSign && !kMasked && sizeof(G) == 2 &&
-                      std::is_same_v<Lanes, Full>) {
+        if constexpr (kStepsBy16Bits && kUsual && sizeof(G) == 2 && std::is_same_v<Lanes, Full>) {
             return sign_step(by_sign, d, gradient + i, finite);
         }
         const F g = load(gradient + i, lanes);
         finite.add(is_finite(g));
-        const F s = kMasked ? F(size) * load(mask + i, lanes) : F(size);
-        return step(d, kSign ? finite_sign(g) : finite_or_zero(g), s);
+        const F s = kUsual || mask == nullptr ? F(size) : F(size) * load(mask + i, lanes);
+        return step(d, kUsual || sign ? finite_sign(g) : finite_or_zero(g), s);
     }
 };
 
@@ -67,15 +70,10 @@ double stepped_square(const PgdStep& a, const Plan& plan, int64_t image, int64_t
     for_rows(plan, image, chunk, [&](const Row& row) {
         const float* mask = a.mask.data == nullptr ? nullptr : read(a.mask, row, buffers[2]);
         const Stepper<float, float> s{read(a.delta, row, buffers[0]),
-                                      read(a.gradient, row, buffers[1]), mask, a.size[image]};
-        choose(a.sign, [&, s](auto sign) {
-            choose(mask != nullptr, [&, s](auto masked) {
-                for_lanes(row.size(), [&sums, &finite, s](int64_t i, auto lanes) {
-                    constexpr bool kSign = decltype(sign)::value, kMasked = decltype(masked)::value;
-                    const F d = s.at<kSign, kMasked>(i, lanes, finite);
-                    sums.add_square(at_most(abs(d), F(kLargest)));
-                });
-            });
+                                      read(a.gradient, row, buffers[1]), mask, a.size[image],
+                                      a.sign};
+        for_lanes(row.size(), [&sums, &finite, s](int64_t i, auto lanes) {
+            sums.add_square(at_most(abs(s.at<false>(i, lanes, finite)), F(kLargest)));
         });
     });
     return total(sums);
@@ -123,7 +121,7 @@ UDP_HD void store_unit(Adv* p, const F& a, const F& b, bool stream) {
 // the first cache as it was rounded. One loop's chain of dependent instructions would be so long
 // that the processor cannot hold enough iterations at once to hide it, nor see the next lines in
 // time: two short chains take a tenth less, and fetching ahead a tenth again.
-template <bool kSign, bool kMasked, bool kMaps, bool kScales, class D, class G, class X, class Adv>
+template <bool kUsual, bool kScales, class D, class G, class X, class Adv>
 int64_t pgd_row(const PgdStep& a, const Row& row, const Stepper<D, G> s, const X* original,
                 D* delta, Adv* adv, bool stream) {
     constexpr bool kBytes = std::is_same_v<X, uint8_t>;
@@ -133,12 +131,13 @@ int64_t pgd_row(const PgdStep& a, const Row& row, const Stepper<D, G> s, const X
         const F inside = within(d, F(bound));
         return project(kScales ? inside * F(scale) : inside, x, nothing, range);
     };
-    const auto result = [=](const F& x, const F& d) { return adversarial(x, d, kMaps, range); };
+    const bool maps = a.maps_range;
+    const auto result = [=](const F& x, const F& d) { return adversarial(x, d, maps, range); };
     Count finite;
     if constexpr (std::is_same_v<D, float> && std::is_same_v<X, float>) {
         for_lanes(row.size(), [=, &finite](int64_t i, auto lanes) {
             const F x = from_float(load(original + i, lanes));
-            const F stepped = s.template at<kSign, kMasked>(i, lanes, finite);
+            const F stepped = s.template at<kUsual>(i, lanes, finite);
             const F d = projected(stepped, x, nothing_or_nan(x));
             store(delta + i, d, lanes, false);
             store(adv + i, result(x, d), lanes, stream);
@@ -157,7 +156,7 @@ int64_t pgd_row(const PgdStep& a, const Row& row, const Stepper<D, G> s, const X
                 fetch(original + i + kRow);
             }
             const F x = original_value(original + i, lanes, range, kept + (i - begin));
-            const F stepped = s.template at<kSign, kMasked>(i, lanes, finite);
+            const F stepped = s.template at<kUsual>(i, lanes, finite);
             const F nothing = kBytes ? F(0.0f) : nothing_or_nan(x);
             store(delta + i, projected(stepped, x, nothing), lanes, false);
         });
@@ -187,7 +186,7 @@ int64_t pgd_step_rows(const PgdStep& a, const Plan& plan, int64_t image, int64_t
 
         const float* gradient = read(a.gradient, row, buffers[0]);
         const float* mask = a.mask.data == nullptr ? nullptr : read(a.mask, row, buffers[1]);
-        const Stepper<D, float> s{delta, gradient, mask, a.size[image]};
+        const Stepper<D, float> s{delta, gradient, mask, a.size[image], a.sign};
         const float* original = read(a.original, row, original_buffer);
         if (a.original.type == DType::uint8) {
             float* values = original_buffer.data;
@@ -198,14 +197,9 @@ int64_t pgd_step_rows(const PgdStep& a, const Plan& plan, int64_t image, int64_t
         }
         const Output adv = open(a.adversarial, row, adv_buffer, a.stream);
         skipped += lanes_in(row);
-        choose(a.sign, [&](auto sign) {
-            choose(mask != nullptr, [&](auto masked) {
-                choose(a.maps_range, [&](auto maps) {
-                    skipped -= pgd_row<decltype(sign)::value, decltype(masked)::value,
-                                       decltype(maps)::value, true>(a, row, s, original, delta,
-                                                                    adv.data, adv.stream);
-                });
-            });
+        choose(s.usual(), [&](auto usual) {
+            skipped -= pgd_row<decltype(usual)::value, true>(a, row, s, original, delta, adv.data,
+                                                             adv.stream);
         });
         close(a.adversarial, adv, row, a.stream);
         if (!dense) scatter(delta, row, place);
@@ -229,7 +223,7 @@ int64_t pgd_unit_row(const PgdStep& a, const Row& row, const Stepper<D, G> s,
         const auto take_step = [=, &finite](int64_t i) {
             const F minus_x = minus_unit_from_byte(load(original + i, Full{}));
             store(kept + (i - begin), minus_x, Full{}, false);
-            const F d = within(s.template at<true, false>(i, Full{}, finite), bound);
+            const F d = within(s.template at<true>(i, Full{}, finite), bound);
             store(delta + i, at_most(at_least(d, minus_x), F(1.0f) + minus_x), Full{}, false);
         };
         const auto result = [=](int64_t i) {
@@ -250,7 +244,7 @@ int64_t pgd_unit_row(const PgdStep& a, const Row& row, const Stepper<D, G> s,
 
 // The usual call (a sign step under the linf norm, no mask) on operands of one dense order, where a
 // chunk is one row: everything is converted in registers.
-template <bool kMaps, class D, class G, class X, class Adv>
+template <class D, class G>
 int64_t pgd_step_direct(const PgdStep& a, const Plan& plan, int64_t image, int64_t chunk) {
     const float size = a.size[image];
     // What a SignStep cannot take.
@@ -259,30 +253,24 @@ int64_t pgd_step_direct(const PgdStep& a, const Plan& plan, int64_t image, int64
     Row row{image, 0, pixel, 1, rest < plan.chunk_pixels ? rest : plan.chunk_pixels, false};
     D* delta = reinterpret_cast<D*>(locate(a.delta, row).data);
     const G* gradient = reinterpret_cast<const G*>(locate(a.gradient, row).data);
-    const X* original = reinterpret_cast<const X*>(locate(a.original, row).data);
-    Adv* adv = reinterpret_cast<Adv*>(locate(a.adversarial, row).data);
+    const uint8_t* original = reinterpret_cast<const uint8_t*>(locate(a.original, row).data);
+    G* adv = reinterpret_cast<G*>(locate(a.adversarial, row).data);
     const bool stream = a.stream && aligned(adv);
     int64_t skipped = lanes_in(row), done = 0;
-    if constexpr (kStepsBy16Bits && !kMaps) {
-        if (a.range.lo == 0.0f && a.range.hi == 1.0f) {
-            const Stepper<D, G> s{delta, gradient, nullptr, size};
+    if constexpr (kStepsBy16Bits) {
+        if (!a.maps_range && a.range.lo == 0.0f && a.range.hi == 1.0f) {
+            const Stepper<D, G> s{delta, gradient, nullptr, size, true};
             skipped -= pgd_unit_row(a, row, s, original, delta, adv, stream);
             done = row.inner / 32 * 32;
             row.inner -= done;
         }
     }
-    const Stepper<D, G> s{delta + done, gradient + done, nullptr, size};
-    return skipped - pgd_row<true, false, kMaps, false>(a, row, s, original + done, delta + done,
-                                                        adv + done, stream);
+    const Stepper<D, G> s{delta + done, gradient + done, nullptr, size, true};
+    return skipped -
+           pgd_row<true, false>(a, row, s, original + done, delta + done, adv + done, stream);
 }
 
 using PgdKernel = int64_t (*)(const PgdStep&, const Plan&, int64_t, int64_t);
-
-template <class D, class G>
-PgdKernel direct(const PgdStep& a) {
-    return a.maps_range ? pgd_step_direct<true, D, G, uint8_t, G>
-                        : pgd_step_direct<false, D, G, uint8_t, G>;
-}
 
 // Directly for the types of a run in 16 bits: a byte original, gradient and result of one 16-bit
 // type. Not where a vector of them is converted number by number.
@@ -294,12 +282,12 @@ PgdKernel pgd_kernel(const PgdStep& a, const Plan& plan) {
                            a.original.type == DType::uint8 && a.adversarial.type == gradient;
         const bool half = delta == DType::float16, wide = delta == DType::float32;
         if (usual && gradient == DType::bfloat16) {
-            if (half) return direct<Float16, BFloat16>(a);
-            if (wide) return direct<float, BFloat16>(a);
+            if (half) return pgd_step_direct<Float16, BFloat16>;
+            if (wide) return pgd_step_direct<float, BFloat16>;
         }
         if (usual && gradient == DType::float16) {
-            if (half) return direct<Float16, Float16>(a);
-            if (wide) return direct<float, Float16>(a);
+            if (half) return pgd_step_direct<Float16, Float16>;
+            if (wide) return pgd_step_direct<float, Float16>;
         }
     }
     if (delta == DType::float16) return pgd_step_rows<Float16>;

@@ -2,6 +2,7 @@
 // each instruction set, after its simd_*.h.
 #pragma once
 
+#include "compact.h"
 #include "ops.h"
 
 namespace udp {
@@ -71,6 +72,10 @@ UDP_HD void choose(bool which, Body body) {
 template <class Body>
 UDP_HD void for_lanes(int64_t begin, int64_t end, Body body) {
     int64_t i = begin;
+    if constexpr (kCompact) {  // the body once, not twice
+        for (; i < end; i += 16) body(i, Part{end - i < 16 ? end - i : 16});
+        return;
+    }
     for (; i + 16 <= end; i += 16) body(i, Full{});
     if (i < end) body(i, Part{end - i});
 }
@@ -89,7 +94,8 @@ UDP_HD void store32(T* p, F a, F b, bool stream) {
 template <class T, class Value>
 UDP_HD void store_lanes(T* to, int64_t begin, int64_t end, bool stream, Value value) {
     int64_t i = begin;
-    for (; i + 32 <= end; i += 32) store32(to + i, value(i, Full{}), value(i + 16, Full{}), stream);
+    for (; !kCompact && i + 32 <= end; i += 32)
+        store32(to + i, value(i, Full{}), value(i + 16, Full{}), stream);
     for_lanes(i, end,
               [=](int64_t j, auto lanes) { store(to + j, value(j, lanes), lanes, stream); });
 }

@@ -6,6 +6,7 @@
 #include "../math/half.h"
 #include "../math/lanes.h"
 #include "../math/philox.h"
+#include "compact.h"
 
 namespace udp {
 namespace UDP_ISA {
@@ -166,12 +167,12 @@ UDP_HD F sqrt(const F& a) {
     UDP_LANES r.v[i] = udp::sqrt(r.v[i]);
     return same_bits<F>(r);
 }
-UDP_HD F floor(const F& a) {
+UDP_LONG F floor(const F& a) {
     Lanes r = same_bits<Lanes>(a);
     UDP_LANES r.v[i] = udp::floor(r.v[i]);
     return same_bits<F>(r);
 }
-UDP_HD F round_half_even(const F& a) {
+UDP_LONG F round_half_even(const F& a) {
     Lanes r = same_bits<Lanes>(a);
     UDP_LANES r.v[i] = udp::round_half_even(r.v[i]);
     return same_bits<F>(r);
@@ -239,7 +240,7 @@ UDP_HD U load_words(const T* p) {
     memcpy(&r, words, sizeof r);
     return r;
 }
-UDP_HD F load16(const Float16* p) {
+UDP_LONG F load16(const Float16* p) {
     return from_float16_bits<F, U>(load_words(&p->bits));
 }
 UDP_HD F load16(const BFloat16* p) {
@@ -257,10 +258,10 @@ UDP_HD void store_words(uint16_t* p, const U& a) {
     memcpy(words, &a, sizeof words);
     UDP_LANES p[i] = static_cast<uint16_t>(words[i]);
 }
-UDP_HD void store16(Float16* p, const F& a) {
+UDP_LONG void store16(Float16* p, const F& a) {
     store_words(&p->bits, float16_bits<F, U>(a));
 }
-UDP_HD void store16(BFloat16* p, const F& a) {
+UDP_LONG void store16(BFloat16* p, const F& a) {
     store_words(&p->bits, bfloat16_bits<F, U>(a));
 }
 UDP_HD void store16(uint8_t* p, const F& a) {
