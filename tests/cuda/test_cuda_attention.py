@@ -463,7 +463,9 @@ of_blocks = pytest.mark.parametrize(
 @of_blocks
 def test_blocks(emulated: EmulatedModule, dim: int, dtype: torch.dtype) -> None:
     """Tiles of both sides that are full and that are not; no bank conflict."""
-    if (dim, dtype) == (512, F16):  # which differs from bfloat16 in its conversions
+    # One source: the narrowest and the widest show what an order of threads could do, and float16 differs
+    # from bfloat16 in its conversions alone.
+    if dim not in (DIMS[0], DIMS[-1]) or dtype == F16:
         emulated.seeds = FEW_SEEDS
     check_all(emulated, operands((1, 1, 70, 70 if dim == 512 else 140, dim), dtype))
     assert all(launch.shared_conflicts == 0 for launch in emulated.launches)
