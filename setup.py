@@ -62,10 +62,10 @@ BINDINGS = [] if MSVC else ["-Os"]
 #: The longest to compile comes first. Only the AVX files may use more than the processor every build
 #: runs on.
 FLAGS = {
-    "csrc/cpu/kernels_avx2.cpp": AVX2,
     "csrc/cpu/kernels_avx512.cpp": AVX512,
-    "csrc/cpu/kernels_baseline.cpp": BASELINE,
+    "csrc/cpu/kernels_avx2.cpp": AVX2,
     "csrc/bindings.cpp": BINDINGS,
+    "csrc/cpu/kernels_baseline.cpp": BASELINE,
 }
 SOURCES = [
     *(f for f in FLAGS if X86 or "avx" not in f),

@@ -1,5 +1,5 @@
 """A pytest plugin: Triton's interpreter does a few things once instead of again and again. Results stay
-the same; of the time that interpreted tests take a third is left.
+the same; of the time that interpreted tests take less than half is left.
 """
 
 from __future__ import annotations
