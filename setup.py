@@ -34,10 +34,11 @@ COMMON = (
     # No contraction: an fma is where the source says so, and every instruction set gives equal bits.
     else ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-g0"]
 )
-# The kernels are written in vectors and tiles: all that -O3 does for them is to unroll loops over a
-# tile's registers, which this does as well, in two thirds of the time. (Clang does so anyway.)
-KERNELS = [] if MSVC else ["-O2", "-fpeel-loops", "-Wno-ignored-optimization-argument"]
-AVX2 = ["/arch:AVX2"] if MSVC else [*KERNELS, "-mavx2", "-mfma", "-mf16c"]
+# The kernels are written in vectors and tiles, which need gcc's -O3: only there are loops over a tile
+# unrolled before its registers are given memory. What else -O3 looks for, these need not wait for.
+# Flags of gcc's, where the compiler knows them.
+ENOUGH = ["-fno-unswitch-loops", "-fvect-cost-model=very-cheap"]
+AVX2 = ["/arch:AVX2"] if MSVC else ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = (
     ["/arch:AVX512"]
     if MSVC
@@ -56,7 +57,7 @@ AVX512 = (
 # What is rarely run or runs briefly is not worth the longest compilation. On x86-64 only processors
 # from before 2013 take the baseline; the bindings only pass arguments on.
 # (psabi: how older compilers passed such vectors does not matter within one file.)
-BASELINE = [] if MSVC else [*(["-O1"] if X86 else KERNELS), "-ftree-vectorize", "-Wno-psabi"]
+BASELINE = [] if MSVC else [*(["-O1", "-ftree-vectorize"] if X86 else []), "-Wno-psabi"]
 BINDINGS = [] if MSVC else ["-Os"]
 
 #: The longest to compile comes first. Only the AVX files may use more than the processor every build
@@ -95,13 +96,17 @@ class BuildNative(build_ext):
     """Compiles in parallel, each file with its own flags or, if it ends in .cu, with nvcc."""
 
     def build_extension(self, ext: Extension) -> None:
+        from pybind11.setup_helpers import has_flag
+
         compiler = self.compiler
         compile_all = compiler.compile
+        enough = [] if MSVC else [flag for flag in ENOUGH if has_flag(compiler, flag)]
 
         def compile_one(source: str, options: dict[str, Any]) -> list[str]:
             if source.endswith(".cu"):
                 return [self.compile_cuda(source)]
             flags = [*(options.pop("extra_postargs") or ()), *FLAGS.get(source, ())]
+            flags += enough if FLAGS.get(source) in (AVX2, AVX512) else []
             return compile_all([source], extra_postargs=flags, **options)
 
         def compile_parallel(sources: list[str], **options: Any) -> list[str]:
@@ -161,7 +166,7 @@ def cuda() -> Extension:
         library_dirs=[str(cuda_build.library_folder())],
         libraries=["cudart_static", "rt", "dl", "pthread"],
         extra_compile_args=COMMON,
-        depends=[str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.*h")],
+        depends=["setup.py", *(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.*h"))],
         language="c++",
         optional=not cuda_build.demanded(),
     )
@@ -198,7 +203,7 @@ def native() -> list[Extension]:
             ],
             extra_compile_args=COMMON,
             extra_link_args=[] if MSVC else ["-pthread"],
-            depends=[str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.h")],
+            depends=["setup.py", *(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.h"))],
             language="c++",
         ),
         *cuda_if_possible(),

@@ -135,7 +135,12 @@ int64_t pgd_row(const PgdStep& a, const Row& row, const Stepper<D, G> s, const X
     const auto result = [=](const F& x, const F& d) { return adversarial(x, d, maps, range); };
     Count finite;
     if constexpr (std::is_same_v<D, float> && std::is_same_v<X, float>) {
+        // The processor by itself does not see as far ahead in three streams at once.
+        constexpr int64_t kAhead = 256;
         for_lanes(row.size(), [=, &finite](int64_t i, auto lanes) {
+            fetch(s.delta + i + kAhead);
+            fetch(s.gradient + i + kAhead);
+            fetch(original + i + kAhead);
             const F x = from_float(load(original + i, lanes));
             const F stepped = s.template at<kUsual>(i, lanes, finite);
             const F d = projected(stepped, x, nothing_or_nan(x));

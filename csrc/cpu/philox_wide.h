@@ -10,42 +10,9 @@ namespace udp {
 namespace UDP_ISA {
 namespace {
 
-// Of as many blocks as four registers have lanes: so many hide the latency of a round.
 template <class Wide>
-struct WideWords {
-    Wide v[4];
-    WideWords() = default;
-    WideWords(Wide a, Wide b, Wide c, Wide d) : v{a, b, c, d} {}
-    explicit WideWords(Wide a) : v{a, a, a, a} {}
-    explicit WideWords(uint32_t a) : WideWords(Wide(a)) {}
-};
-template <class Wide>
-UDP_HD WideWords<Wide> operator^(const WideWords<Wide>& a, const WideWords<Wide>& b) {
-    WideWords<Wide> r;
-    for (int i = 0; i < 4; ++i) r.v[i] = a.v[i] ^ b.v[i];
-    return r;
-}
-template <class Wide>
-UDP_HD WideWords<Wide> product(const WideWords<Wide>& a, uint32_t b) {
-    const Wide factor(b);
-    WideWords<Wide> r;
-    for (int i = 0; i < 4; ++i) r.v[i] = product(a.v[i], factor);
-    return r;
-}
-template <class Wide>
-UDP_HD WideWords<Wide> upper_half(const WideWords<Wide>& a) {
-    WideWords<Wide> r;
-    for (int i = 0; i < 4; ++i) r.v[i] = upper_half(a.v[i]);
-    return r;
-}
-template <class Wide>
-UDP_HD Wide product(const Wide& a, uint32_t b) {
-    return product(a, Wide(b));
-}
-// W: one register of lanes, or several.
-template <class W>
-UDP_HD void multiply(const W& a, uint32_t b, W& hi, W& lo) {
-    lo = product(a, b);
+UDP_HD void multiply(const Wide& a, uint32_t b, Wide& hi, Wide& lo) {
+    lo = product(a, Wide(b));
     hi = upper_half(lo);
 }
 
@@ -62,7 +29,7 @@ struct WideStream {
         first[0] = Wide(key.stream ^ philox_key1(key.key1, 0));
         first[1] = Wide(static_cast<uint32_t>(p) ^ philox_key0(key.key0, 1));
         first[2] = Wide(upper(q) ^ philox_key1(key.key1, 1));
-        first[3] = Wide(static_cast<uint32_t>(q) ^ philox_key1(key.key1, 2));
+        first[3] = Wide(static_cast<uint32_t>(q));
         for (int r = 0; r < kPhiloxRounds; ++r) {
             key0[r] = Wide(philox_key0(key.key0, r));
             key1[r] = Wide(philox_key1(key.key1, r));
@@ -73,45 +40,52 @@ struct WideStream {
     static uint32_t upper(uint64_t product) { return static_cast<uint32_t>(product >> 32); }
 };
 
-// words[k][half]: the four words of the blocks in v[0] and v[1] (half 0), v[2] and v[3] (half 1).
+// Rounds 0 and 1; c[0] and c[1] after the first, c[3] after the second are one for all lanes.
 template <class Wide>
-UDP_HD void philox_wide(const WideWords<Wide>& blocks, const WideStream<Wide>& s,
-                        Wide (&words)[4][2]) {
-    using Words = WideWords<Wide>;
-    Words c[4];
-    // Rounds 0 to 2; c[0] and c[1] after the first, c[3] after the second are one for all lanes.
-    multiply(blocks, kPhiloxFactor0, c[2], c[3]);
-    c[2] = c[2] ^ Words(s.first[0]);
+UDP_HD void first_rounds(Wide block, const WideStream<Wide>& s, Wide (&c)[4]) {
+    multiply(block, kPhiloxFactor0, c[2], c[3]);
+    c[2] = c[2] ^ s.first[0];
     multiply(c[2], kPhiloxFactor1, c[0], c[1]);
-    c[0] = c[0] ^ Words(s.first[1]);
-    c[2] = c[3] ^ Words(s.first[2]);
-    Words hi, lo;
-    multiply(c[0], kPhiloxFactor0, hi, lo);
-    multiply(c[2], kPhiloxFactor1, c[0], c[3]);
-    c[0] = c[0] ^ (c[1] ^ Words(s.key0[2]));
-    c[1] = c[3];
-    c[2] = hi ^ Words(s.first[3]);
-    c[3] = lo;
+    c[0] = c[0] ^ s.first[1];
+    c[2] = c[3] ^ s.first[2];
+    c[3] = s.first[3];
+}
+
+// The last of a and b, in full registers: packing takes the upper halves where they are.
+template <class Wide>
+UDP_HD void last_round(const Wide (&a)[4], const Wide (&b)[4], const WideStream<Wide>& s,
+                       Wide (&words)[4]) {
+    constexpr int kLast = kPhiloxRounds - 1;
+    const Wide factor0(kPhiloxFactor0), factor1(kPhiloxFactor1);
+    const Wide a0 = product(a[0], factor0), a1 = product(a[2], factor1);
+    const Wide b0 = product(b[0], factor0), b1 = product(b[2], factor1);
+    words[0] = upper_halves(a1, b1) ^ (low_halves(a[1], b[1]) ^ s.key0[kLast]);
+    words[1] = low_halves(a1, b1);
+    words[2] = upper_halves(a0, b0) ^ (low_halves(a[3], b[3]) ^ s.key1[kLast]);
+    words[3] = low_halves(a0, b0);
+}
+
+// words[half]: the four words of the blocks in 2 * half and 2 * half + 1. Four at once hide the
+// latency of a round. Each has an array of its own with constant indices: of one array for all,
+// indexed in loops, gcc's -O2 makes memory, and copying that took twice as long as the rounds.
+template <class Wide>
+UDP_HD void philox_wide(Wide block0, Wide block1, Wide block2, Wide block3,
+                        const WideStream<Wide>& s, Wide (&words)[2][4]) {
+    Wide a[4], b[4], c[4], d[4];
+    first_rounds(block0, s, a);
+    first_rounds(block1, s, b);
+    first_rounds(block2, s, c);
+    first_rounds(block3, s, d);
     UDP_UNROLL_ROUNDS
-    for (int r = 3; r < kPhiloxRounds - 1; ++r) {
-        // A register after the other: two products at a time are all that there is room for.
-        for (int i = 0; i < 4; ++i) {
-            Wide block[4] = {c[0].v[i], c[1].v[i], c[2].v[i], c[3].v[i]};
-            philox_round(block, s.key0[r], s.key1[r]);
-            for (int k = 0; k < 4; ++k) c[k].v[i] = block[k];
-        }
+    for (int r = 2; r < kPhiloxRounds - 1; ++r) {
+        // One after the other: two products at a time are all that there is room for.
+        philox_round(a, s.key0[r], s.key1[r]);
+        philox_round(b, s.key0[r], s.key1[r]);
+        philox_round(c, s.key0[r], s.key1[r]);
+        philox_round(d, s.key0[r], s.key1[r]);
     }
-    // The last, in full registers: packing takes the upper halves where they are.
-    const Words p0 = product(c[0], kPhiloxFactor0), p1 = product(c[2], kPhiloxFactor1);
-    for (int half = 0; half < 2; ++half) {
-        const int a = 2 * half, b = a + 1;
-        words[0][half] = upper_halves(p1.v[a], p1.v[b]) ^
-                         (low_halves(c[1].v[a], c[1].v[b]) ^ s.key0[kPhiloxRounds - 1]);
-        words[1][half] = low_halves(p1.v[a], p1.v[b]);
-        words[2][half] = upper_halves(p0.v[a], p0.v[b]) ^
-                         (low_halves(c[3].v[a], c[3].v[b]) ^ s.key1[kPhiloxRounds - 1]);
-        words[3][half] = low_halves(p0.v[a], p0.v[b]);
-    }
+    last_round(a, b, s, words[0]);
+    last_round(c, d, s, words[1]);
 }
 
 }  // namespace

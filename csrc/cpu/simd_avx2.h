@@ -357,7 +357,6 @@ UDP_HD Wide upper_halves(Wide a, Wide b) {
     return pack<0xdd>(a, b);
 }
 
-using Words = WideWords<Wide>;
 using NoiseStream = WideStream<Wide>;
 
 // Blocks in the order 0 2 4 6 | 1 3 5 7 and the same plus eight: interleave4 then transposes within
@@ -365,12 +364,11 @@ using NoiseStream = WideStream<Wide>;
 constexpr int kGroups = 1;
 UDP_HD void philox(uint32_t first, const NoiseStream& s, U (&words)[kGroups][4]) {
     const Wide base(first);
-    const Words blocks = {
-        base + _mm256_setr_epi64x(0, 2, 1, 3), base + _mm256_setr_epi64x(4, 6, 5, 7),
-        base + _mm256_setr_epi64x(8, 10, 9, 11), base + _mm256_setr_epi64x(12, 14, 13, 15)};
-    Wide w[4][2];
-    philox_wide(blocks, s, w);
-    for (int k = 0; k < 4; ++k) words[0][k] = U(w[k][0].v, w[k][1].v);
+    Wide w[2][4];
+    philox_wide(base + _mm256_setr_epi64x(0, 2, 1, 3), base + _mm256_setr_epi64x(4, 6, 5, 7),
+                base + _mm256_setr_epi64x(8, 10, 9, 11), base + _mm256_setr_epi64x(12, 14, 13, 15),
+                s, w);
+    for (int k = 0; k < 4; ++k) words[0][k] = U(w[0][k].v, w[1][k].v);
 }
 
 UDP_HD void interleave4(__m256 a, __m256 b, __m256 c, __m256 d, float* out) {

@@ -307,7 +307,6 @@ UDP_HD Wide upper_halves(Wide a, Wide b) {
     return pack<0xdd>(a, b);
 }
 
-using Words = WideWords<Wide>;
 using NoiseStream = WideStream<Wide>;
 
 // A group's blocks in the order 0 4 8 12 | 1 5 9 13 | 2 6 10 14 | 3 7 11 15: interleave4 then
@@ -315,11 +314,10 @@ using NoiseStream = WideStream<Wide>;
 constexpr int kGroups = 2;
 UDP_HD void philox(uint32_t first, const NoiseStream& s, U (&words)[kGroups][4]) {
     const Wide base = Wide(first) + _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
-    const Words blocks = {base, base + Wide(8u), base + Wide(16u), base + Wide(24u)};
-    Wide w[4][2];
-    philox_wide(blocks, s, w);
+    Wide w[kGroups][4];
+    philox_wide(base, base + Wide(8u), base + Wide(16u), base + Wide(24u), s, w);
     for (int g = 0; g < kGroups; ++g) {
-        for (int k = 0; k < 4; ++k) words[g][k] = w[k][g].v;
+        for (int k = 0; k < 4; ++k) words[g][k] = w[g][k].v;
     }
 }
 UDP_HD void interleave4(const F (&w)[4], float* out) {
