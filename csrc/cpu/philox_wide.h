@@ -18,7 +18,7 @@ UDP_HD void multiply(const Wide& a, uint32_t b, Wide& hi, Wide& lo) {
 
 // A key as the rounds use it, in memory: an operand of the xor instead of work for the shuffle
 // unit. Only the block differs between lanes, and it needs three rounds to reach all four words:
-// what the first three do with the others is done here, once for the key, and folded into `first`.
+// what the first two do with the others is done here, once for the key, and folded into `first`.
 template <class Wide>
 struct WideStream {
     Wide first[4], key0[kPhiloxRounds], key1[kPhiloxRounds];
@@ -65,7 +65,7 @@ UDP_HD void last_round(const Wide (&a)[4], const Wide (&b)[4], const WideStream<
     words[3] = low_halves(a0, b0);
 }
 
-// words[half]: the four words of the blocks in 2 * half and 2 * half + 1. Four at once hide the
+// words[half]: the four words of blocks 2 * half and 2 * half + 1, packed. Four at once hide the
 // latency of a round. Each has an array of its own with constant indices: of one array for all,
 // indexed in loops, gcc's -O2 makes memory, and copying that took twice as long as the rounds.
 template <class Wide>
