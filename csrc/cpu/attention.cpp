@@ -53,10 +53,12 @@ void for_items(int64_t items, int64_t floats, int threads, const Body& body) {
     });
 }
 
-// Keys at a time: what is made of them and their scores should stay in the second cache. Blocks are
-// nearly equal, in whole tiles of the widest registers.
-int64_t key_block(const AttentionShape& s) {
-    const int64_t most = s.size <= 48 ? 256 : s.size <= 96 ? 128 : s.size <= 192 ? 112 : 64;
+// Keys at a time: what is made of them and their scores should stay in the second cache. Backward
+// that matters less than to go over the queries, and over dq, a few times only. Blocks are nearly
+// equal, in whole tiles of the widest registers.
+int64_t key_block(const AttentionShape& s, bool backward) {
+    int64_t most = s.size <= 48 ? 256 : s.size <= 96 ? 128 : s.size <= 192 ? 112 : 64;
+    if (backward) most = s.size > 48 && s.size <= 192 ? 512 : 256;
     const int64_t blocks = std::max<int64_t>(1, (s.keys + most / 2) / most);
     return blocks == 1 ? s.keys : pieces(pieces(s.keys, blocks), 14) * 14;
 }
@@ -97,7 +99,7 @@ int64_t parts_of(const AttentionShape& s) {
 void attention(const Attention& a, int threads) {
     const Kernels& k = kernels();
     threads = threads_for(a.shape, 2, threads);
-    const AttentionPlan plan{row_block(a.shape, threads), key_block(a.shape), 1, nullptr};
+    const AttentionPlan plan{row_block(a.shape, threads), key_block(a.shape, false), 1, nullptr};
     for_items(a.shape.images * a.shape.heads * plan.items(a.shape), k.attention_floats(a, plan),
               threads, [&](int64_t item, float* floats) { k.attention(a, plan, item, floats); });
 }
@@ -106,7 +108,8 @@ void attention_backward(const AttentionBackward& a, int threads) {
     const Kernels& k = kernels();
     const AttentionShape& s = a.shape;
     threads = threads_for(s, 3, threads);
-    AttentionPlan plan{row_block(s, threads), a.lse == nullptr ? s.keys : key_block(s), 1, nullptr};
+    AttentionPlan plan{row_block(s, threads), a.lse == nullptr ? s.keys : key_block(s, true), 1,
+                       nullptr};
     std::unique_ptr<float[]> partial;
     if (a.dk.data != nullptr || a.dv.data != nullptr) {
         plan.parts = parts_of(s);

@@ -22,6 +22,8 @@ from udp_fast.backends.reference.attention import attention as definition
 from udp_fast.backends.reference.attention import attention_backward as definition_backward
 from udp_fast.backends.registry import backend
 from udp_fast.ops import attention
+from udp_fast.ops import remembered as remembered_module
+from udp_fast.ops.remembered import Remembered
 
 attention_module = importlib.import_module("udp_fast.ops.attention")
 INF = math.inf
@@ -629,9 +631,9 @@ def remembered(monkeypatch):
     """What is remembered from here on, with no variable set."""
     for name in dispatch.VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    calls = {}
+    calls = Remembered()
     monkeypatch.setattr(attention_module, "_remembered", calls)
-    return calls
+    return calls._runs
 
 
 @pytest.mark.parametrize(
@@ -684,11 +686,34 @@ def test_what_was_left_to_torch_once_is_chosen_anew_where_anything_differs(monke
     assert caplog.messages == ["attention -> reference (float32[2, 4, 8, 32] on cpu)"]
 
 
-def test_only_so_many_calls_are_remembered(remembered, monkeypatch):
-    monkeypatch.setattr(attention_module, "_MOST_REMEMBERED", 3)
+def test_only_so_many_calls_are_remembered(monkeypatch):
+    calls = Remembered(most=3, most_of_a_key=2)
+    monkeypatch.setattr(attention_module, "_remembered", calls)
     for n in range(1, 6):
         attention(*(torch.ones(1, 1, n, 8) for _ in range(3)))
-        assert len(remembered) == (n - 1) % 3 + 1
+        assert len(calls._runs) == (n - 1) % 3 + 1
+    ((_, alike),) = list(calls._runs.items())[-1:]
+    for m in range(1, 4):  # as many queries, and other keys
+        attention(torch.ones(1, 1, 5, 8), *(torch.ones(1, 1, m, 8) for _ in range(2)))
+        assert len(alike) == [2, 1, 2][m - 1]
+
+
+def test_nothing_is_remembered_where_torch_does_not_tell_calls_apart(monkeypatch):
+    calls = Remembered()
+    monkeypatch.setattr(attention_module, "_remembered", calls)
+    monkeypatch.setattr("udp_fast.ops.remembered._TELLS_APART", False)
+    q, k, v, _ = operands(TINY)
+    assert torch.equal(attention(q, k, v), attention(q, k, v))
+    assert not calls._runs
+
+
+@pytest.mark.skipif(not hasattr(torch._C._dynamo.guards, "TensorGuards"), reason="another torch")
+def test_this_torch_tells_calls_apart(monkeypatch):
+    assert remembered_module._tells_apart()
+    monkeypatch.setattr(remembered_module, "_likeness", lambda tensors: lambda *others: True)
+    assert not remembered_module._tells_apart()
+    monkeypatch.setattr(remembered_module, "_likeness", None)
+    assert not remembered_module._tells_apart()
 
 
 def test_torchs_function_is_not_given_what_it_would_do_in_another_way():
@@ -707,11 +732,18 @@ def test_torchs_function_is_not_given_what_it_would_do_in_another_way():
 def test_every_row_of_the_table_is_a_gain_and_is_reached():
     for row in preference.MEASURED:
         assert row.ratio > 1
-        head, keeps_nothing = row.largest_head, row.keeps_nothing
-        key = (row.op, row.gradients, row.isa, row.dtype)
-        assert preference._measured(*key, head, keeps_nothing) is row
-        assert preference._measured(*key, head + 1, keeps_nothing) is None
-        assert (preference._measured(*key, head, False) is row) != keeps_nothing
+        head, keys, work = row.largest_head, row.most_keys or 4096, max(row.least_work, 1)
+        key, lse = (row.op, row.gradients, row.isa, row.dtype), row.keeps_lse
+        assert preference._measured(*key, head, keys, work, lse) is row
+        others = [(head + 1, keys, work, lse)]
+        if row.most_keys is not None:
+            others.append((head, keys + 1, work, lse))
+        if row.least_work:
+            others.append((head, keys, work - 1, lse))
+        if not row.keeps_lse:
+            others.append((head, keys, work, True))
+        for other in others:
+            assert preference._measured(*key, *other) is not row
 
 
 def test_a_compiled_call_does_not_depend_on_what_was_remembered(remembered):

@@ -20,7 +20,7 @@ float32 in an order that depends on the shapes alone, without atomics.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -31,6 +31,7 @@ from ..backends import dispatch
 from ..backends.outputs import gradients, in_strides_of, needs_no_statistics
 from ..backends.registry import Backend
 from . import validation as check
+from .remembered import Remembered
 
 Needs = tuple[bool, bool, bool]
 
@@ -155,48 +156,31 @@ def _is_left_to_torch(chosen: Backend, args: tuple[Any, ...], wanted: Sequence[b
     )
 
 
-Run = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-# As in validation.py.
-_STRIDED = torch.strided
-_is_grad_enabled, _is_autocast_enabled = torch.is_grad_enabled, torch.is_autocast_enabled
-
-#: How calls are run, of q, k and v alone, that were checked and chosen for. Beside a small attention
-#: checks and choices take long; they are not made again for a call that is like an earlier one in all
-#: they look at.
-_remembered: dict[tuple[Any, ...], Run] = {}
-_MOST_REMEMBERED = 1024
+_remembered = Remembered()
+_is_grad_enabled = torch.is_grad_enabled
 
 
-def _likeness(q: Any, k: Any, v: Any, scale: Any) -> tuple[Any, ...] | None:
-    """All that they look at in a call without a bias; None where it cannot be remembered."""
-    if q is None or k is None or v is None or not check.is_eager(q, k, v):
+def _key(q: Any, scale: Any) -> tuple[Any, ...] | None:
+    """What a call without a bias is remembered by; None where it cannot be."""
+    if type(q) is not Tensor or not (scale is None or type(scale) is float):
         return None
-    if not (q.is_cpu and k.is_cpu and v.is_cpu):
+    if not check.is_usual() or not dispatch.is_unsteered():
         return None
-    if not (q.layout is k.layout is v.layout is _STRIDED):
-        return None
-    if _is_autocast_enabled("cpu") or not (scale is None or type(scale) is float):
-        return None
-    return (
-        *(q.dtype, q.shape, q.stride(), k.dtype, k.shape, k.stride(), v.dtype, v.shape, v.stride()),
-        _is_grad_enabled() and (q.requires_grad, k.requires_grad, v.requires_grad),
-        scale,
-    )
+    return q.shape, scale, _is_grad_enabled()
 
 
-def _eager(
-    args: tuple[Any, ...], wanted: Sequence[bool], likeness: tuple[Any, ...] | None
-) -> Tensor:
+def _eager(args: tuple[Any, ...], wanted: Sequence[bool], key: tuple[Any, ...] | None) -> Tensor:
     """The op without torch.library's dispatch."""
     chosen = dispatch.taker("attention", args)
     rest = args[3:]
     if _is_left_to_torch(chosen, args, wanted):
         _, scale, _ = rest
+        strides = args[0].stride()
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            out = F.scaled_dot_product_attention(q, k, v, scale=scale)
             # Asked each time: torch's own choice, and with it the strides, may be steered as well.
-            return in_strides_of(q, F.scaled_dot_product_attention(q, k, v, scale=scale))
+            return out if out.stride() == strides else in_strides_of(q, out)
     elif any(wanted):
         apply = cast(Any, _Eager.apply)
 
@@ -212,10 +196,8 @@ def _eager(
             assert isinstance(out, Tensor)
             return out
 
-    if likeness is not None and dispatch.is_unsteered():
-        if len(_remembered) >= _MOST_REMEMBERED:
-            _remembered.clear()
-        _remembered[likeness] = run
+    if key is not None and args[0].is_cpu:
+        _remembered.keep(key, run, *args[:3])
     return run(*args[:3])
 
 
@@ -328,11 +310,11 @@ def attention(
             or a bias that requires a gradient.
         RuntimeError: a second derivative was asked for: NotImplementedError, or torch's own error.
     """
-    likeness = _likeness(q, k, v, scale) if bias is None and needs is None else None
-    # Where torch.compile traces there is no likeness: a look into what is remembered would be a guard
-    # on all of it.
-    if likeness is not None and dispatch.is_unsteered():
-        run = _remembered.get(likeness)
+    key = _key(q, scale) if bias is None and needs is None else None
+    # Where torch.compile traces there is no key: a look into what is remembered would be a guard on all
+    # of it.
+    if key is not None:
+        run = _remembered.find(key, q, k, v)
         if run is not None:
             return run(q, k, v)
     _check_tensors(q, k, v)
@@ -350,7 +332,7 @@ def attention(
     need_lse = any(wanted) and not needs_no_statistics(wanted, k.shape[2])
     args = (q, k, v, bias, float(scale), need_lse)
     if check.is_eager(q, k, v, bias):
-        return _eager(args, wanted, likeness)
+        return _eager(args, wanted, key)
     out, _ = torch.ops.udp_fast.attention(*args)
     assert isinstance(out, Tensor)
     return out

@@ -246,7 +246,18 @@ def is_eager(*tensors: Tensor | None) -> bool:
             return False
     if forward_ad._current_level >= 0:
         _refuse_tangents(tensors)
-    # make_fx, torch.jit.trace or a transform of torch.func: a kernel called directly would escape them.
+    return _nobody_traces()
+
+
+def is_usual() -> bool:
+    """True outside torch.compile, where nobody traces, transforms or gives tangents: then a call is
+    eager if an earlier one with such tensors was."""
+    return not _is_dynamo_compiling() and forward_ad._current_level < 0 and _nobody_traces()
+
+
+def _nobody_traces() -> bool:
+    """No make_fx, no torch.jit.trace and no transform of torch.func, which a kernel called directly
+    would escape."""
     return _dispatch_mode(_PROXY) is None and _transforms() is None and not _is_tracing()
 
 
