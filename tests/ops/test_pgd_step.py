@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import numpy as np
@@ -11,11 +12,15 @@ from cases import BF16, F16, F32, F64, FLOATS, LAYOUTS, floats, images, same_bit
 from hypothesis import given
 from hypothesis import strategies as st
 
+from udp_fast.backends import dispatch
 from udp_fast.backends.reference import pgd_step as definition
 from udp_fast.backends.reference.arithmetic import per_image
 from udp_fast.backends.reference.pgd_step import original_as_float
 from udp_fast.backends.reference.pgd_step import pgd_step_ as reference
-from udp_fast.ops import Budget, pgd_step, pgd_step_, pgd_step_multi_
+from udp_fast.ops import Budget, PGDStep, pgd_step, pgd_step_, pgd_step_multi_
+from udp_fast.ops.remembered import Remembered
+
+module = importlib.import_module("udp_fast.ops.pgd_step")
 
 RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 
@@ -378,3 +383,75 @@ def test_a_leaf_that_requires_grad_is_refused():
     delta = torch.zeros(1, 4, requires_grad=True)
     with pytest.raises(ValueError, match="delta: requires grad"):
         pgd_step_(delta, torch.ones(1, 4), torch.ones(1, 4), alpha=0.1, eps=0.1)
+
+
+@pytest.fixture
+def remembered(monkeypatch):
+    """What is remembered from here on, with no variable set."""
+    for name in dispatch.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    calls = Remembered()
+    monkeypatch.setattr(module, "_remembered", calls)
+    return calls._runs
+
+
+def test_a_call_like_an_earlier_one_is_neither_checked_nor_chosen_for(remembered, monkeypatch):
+    x, grad = images((2, 3, 5, 4), 0, torch.uint8, "contiguous", 0, 1), floats((2, 3, 5, 4), 1)
+    grad[0, 0, 0, 0] = math.nan
+    first, again = torch.zeros(2, 3, 5, 4), torch.zeros(2, 3, 5, 4)
+    options = {"alpha": 2 / 255, "eps": 8 / 255, "out_range": (-1.0, 1.0), "out_dtype": BF16}
+    expected = pgd_step_(first, grad, x, **options)
+    assert len(remembered) == 1
+    with monkeypatch.context() as patch:
+        for name in ("_arguments", "dispatch"):
+            patch.setattr(module, name, None)
+        version = again._version
+        got = pgd_step_(again, grad, x, **options)
+    assert again._version > version
+    assert isinstance(got, PGDStep)
+    assert got.skipped.tolist() == [1, 0]
+    assert all(map(same_bits, (again, *got), (first, *expected)))
+
+
+@pytest.mark.usefixtures("remembered")
+def test_a_call_is_checked_anew_where_anything_differs():
+    delta, grad, x = torch.zeros(2, 3, 5, 4), floats((2, 3, 5, 4), 1), torch.rand(2, 3, 5, 4)
+    options = {"alpha": 1.0, "eps": 1.0}
+    pgd_step_(delta, grad, x, **options)
+    pgd_step_(delta, grad, x, **options)
+    for changed, error, match in [
+        ({"alpha": True}, TypeError, "alpha: got bool"),
+        ({"eps": 8.0}, ValueError, "eps: got 8.0"),
+        ({"alpha": math.nan}, ValueError, "alpha: got nan"),
+        ({"range": (0.0, 1.0, 2.0)}, ValueError, "range: got"),
+        ({"range": (1.0, 0.0)}, ValueError, "range: got"),
+        ({"step": "Sign"}, ValueError, "step: got 'Sign'"),
+        ({"out_dtype": torch.int8}, TypeError, "out_dtype: got"),
+        ({"mask": torch.ones(3)}, ValueError, "mask: got"),
+    ]:
+        with pytest.raises(error, match=match):
+            pgd_step_(delta, grad, x, **options | changed)
+    for wrong, error, match in [
+        ((delta, grad[1:], x), ValueError, "grad: got shape"),
+        ((delta, grad.to(torch.int32), x), TypeError, "grad: got dtype"),
+        ((delta[:1].expand(2, 3, 5, 4), grad, x), ValueError, "delta: got an expanded tensor"),
+        ((torch.zeros(2, 3, 5, 4, requires_grad=True), grad, x), ValueError, "requires grad"),
+        ((torch._neg_view(delta), grad, x), ValueError, "delta: got a tensor that torch negates"),
+        ((delta, grad, x.to_sparse()), TypeError, "x: got layout"),
+        ((delta, None, x), TypeError, "grad: got NoneType"),
+    ]:
+        with pytest.raises(error, match=match):
+            pgd_step_(*wrong, **options)
+    # Another sign, another size: what was remembered is not taken for it.
+    before = delta.clone()
+    pgd_step_(delta, grad, x, alpha=0.125, eps=1.0, maximize=False)
+    assert (delta - before).abs().max() <= 0.125
+
+
+def test_a_range_that_is_no_pair_of_plain_numbers_is_not_remembered(remembered):
+    delta, grad, x = torch.zeros(1, 4), torch.ones(1, 4), torch.zeros(1, 4)
+    for pair in ([0.0, 1.0], (torch.tensor(0.0), 1.0), (np.float64(0), 1.0)):
+        pgd_step_(delta, grad, x, alpha=0.5, eps=1.0, range=pair)
+    pgd_step_(delta, grad, x, alpha=torch.tensor(0.5), eps=1.0)
+    pgd_step_(delta, grad, x, alpha=0.5, eps=Budget(0.5))
+    assert not remembered

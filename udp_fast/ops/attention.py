@@ -31,7 +31,8 @@ from ..backends import dispatch
 from ..backends.outputs import gradients, in_strides_of, needs_no_statistics
 from ..backends.registry import Backend
 from . import validation as check
-from .remembered import Remembered
+from .remembered import Key, Remembered
+from .remembered import key as call_key
 
 Needs = tuple[bool, bool, bool]
 
@@ -157,19 +158,9 @@ def _is_left_to_torch(chosen: Backend, args: tuple[Any, ...], wanted: Sequence[b
 
 
 _remembered = Remembered()
-_is_grad_enabled = torch.is_grad_enabled
 
 
-def _key(q: Any, scale: Any) -> tuple[Any, ...] | None:
-    """What a call without a bias is remembered by; None where it cannot be."""
-    if type(q) is not Tensor or not (scale is None or type(scale) is float):
-        return None
-    if not check.is_usual() or not dispatch.is_unsteered():
-        return None
-    return q.shape, scale, _is_grad_enabled()
-
-
-def _eager(args: tuple[Any, ...], wanted: Sequence[bool], key: tuple[Any, ...] | None) -> Tensor:
+def _eager(args: tuple[Any, ...], wanted: Sequence[bool], key: Key | None) -> Tensor:
     """The op without torch.library's dispatch."""
     chosen = dispatch.taker("attention", args)
     rest = args[3:]
@@ -310,13 +301,11 @@ def attention(
             or a bias that requires a gradient.
         RuntimeError: a second derivative was asked for: NotImplementedError, or torch's own error.
     """
-    key = _key(q, scale) if bias is None and needs is None else None
-    # Where torch.compile traces there is no key: a look into what is remembered would be a guard on all
-    # of it.
+    key = call_key(q, scale) if bias is None and needs is None else None
     if key is not None:
         run = _remembered.find(key, q, k, v)
         if run is not None:
-            return run(q, k, v)
+            return cast(Tensor, run(q, k, v))
     _check_tensors(q, k, v)
     if scale is None:
         scale = max(q.shape[3], 1) ** -0.5

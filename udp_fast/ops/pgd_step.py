@@ -19,7 +19,7 @@ not finite, delta and adv become NaN. Of zeros only one is negative: a negative 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ from torch import Tensor
 from ..backends import dispatch
 from . import validation as check
 from .budget import Budget
+from .remembered import Key, Remembered
+from .remembered import key as call_key
 
 STEPS = ("sign", "l2", "raw")
 NORMS = ("linf", "l2")
@@ -137,6 +139,30 @@ def _arguments(
     return (delta, grad, x, alpha, eps, mask, step, norm, bool(maximize), *bounds, out_dtype)
 
 
+_remembered = Remembered()
+
+
+def _key(
+    delta: Any,
+    alpha: Any,
+    eps: Any,
+    step: Any,
+    norm: Any,
+    maximize: Any,
+    mask: Any,
+    range: Any,
+    out_range: Any,
+    out_dtype: Any,
+) -> Key | None:
+    """Of a call without tensors but the three."""
+    if mask is not None or type(maximize) is not bool or type(range) is not tuple:
+        return None
+    out = range if out_range is None else out_range
+    if type(out) is not tuple or not len(out) == len(range) == 2:
+        return None
+    return call_key(delta, alpha, eps, step, norm, int(maximize), *range, *out, out_dtype)
+
+
 def pgd_step_(
     delta: Tensor,  # [B, ...] updated in place
     grad: Tensor,  # [B, ...]
@@ -174,26 +200,28 @@ def pgd_step_(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or value.
     """
-    args = _arguments(
-        "pgd_step_",
-        delta,
-        grad,
-        x,
-        alpha,
-        eps,
-        step,
-        norm,
-        maximize,
-        mask,
-        range,
-        out_range,
-        out_dtype,
-    )
+    options = (alpha, eps, step, norm, maximize, mask, range, out_range, out_dtype)
+    key = _key(delta, *options)
+    if key is not None:
+        found = _remembered.find(key, delta, grad, x)
+        if found is not None:
+            return cast(PGDStep, found(delta, grad, x))
+    args = _arguments("pgd_step_", delta, grad, x, *options)
     check.check_updatable("pgd_step_", "delta", delta)
-    plain = check.is_plain(delta, grad, x)
-    result = (_step_in_place if plain else torch.ops.udp_fast.pgd_step_)(*args)
-    check.written(delta)
-    return PGDStep(*result)
+    if not check.is_plain(delta, grad, x):
+        result = torch.ops.udp_fast.pgd_step_(*args)
+        check.written(delta)
+        return PGDStep(*result)
+    step_, constants = dispatch.taker("pgd_step_", args).ops["pgd_step_"], args[3:]
+
+    def run(delta: Tensor, grad: Tensor, x: Tensor) -> PGDStep:
+        result = step_(delta, grad, x, *constants)
+        check.written(delta)
+        return PGDStep(*result)
+
+    if key is not None:
+        _remembered.keep(key, run, delta, grad, x)
+    return run(delta, grad, x)
 
 
 def pgd_step(
@@ -215,21 +243,8 @@ def pgd_step(
 
     Not differentiable: the step is the end of a gradient computation, not a part of one.
     """
-    args = _arguments(
-        "pgd_step",
-        delta,
-        grad,
-        x,
-        alpha,
-        eps,
-        step,
-        norm,
-        maximize,
-        mask,
-        range,
-        out_range,
-        out_dtype,
-    )
+    options = (alpha, eps, step, norm, maximize, mask, range, out_range, out_dtype)
+    args = _arguments("pgd_step", delta, grad, x, *options)
     with torch.no_grad():
         step_ = _step if check.is_plain(delta, grad, x) else torch.ops.udp_fast.pgd_step
         return FunctionalPGDStep(*step_(*args))

@@ -8,14 +8,33 @@ or not as it was, nothing is remembered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Run = Callable[..., Tensor]
+from ..backends import dispatch
+from . import validation as check
+
+Run = Callable[..., Any]
+Key = tuple[Any, ...]
 Likeness = Callable[..., bool]
+
+#: What may be in a key: constants, two of which are equal only if they mean the same. (True is 1.)
+_PLAIN = frozenset((float, int, str, torch.dtype, type(None)))
+_is_grad_enabled = torch.is_grad_enabled
+
+
+def key(first: Any, *values: Any) -> Key | None:
+    """What a call is looked for by, before what its tensors are like: the first one's shape and all that is
+    no tensor. None where it cannot be remembered, or where somebody steers or traces it: under
+    torch.compile a look into what is remembered would be a guard on all of it."""
+    if not check.is_usual() or not dispatch.is_unsteered():
+        return None
+    if type(first) is not Tensor or not _PLAIN.issuperset(map(type, values)):
+        return None
+    return first.shape, _is_grad_enabled(), *values
 
 
 def _likeness(tensors: Sequence[Tensor]) -> Likeness:
@@ -49,22 +68,19 @@ def _tells_apart() -> bool:
 
 
 class Remembered:
-    """How calls are run: by a key, for what is no tensor, and then by what the tensors are like.
-
-    Who looks here must have found that nobody traces, and have the autograd mode in the key.
-    """
+    """How calls are run: by their `key`, and then by what their tensors are like."""
 
     def __init__(self, most: int = 1024, most_of_a_key: int = 8) -> None:
-        self._runs: dict[Hashable, list[tuple[Likeness, Run]]] = {}
+        self._runs: dict[Key, list[tuple[Likeness, Run]]] = {}
         self._most, self._most_of_a_key = most, most_of_a_key
 
-    def find(self, key: Hashable, *tensors: Any) -> Run | None:
+    def find(self, key: Key, *tensors: Any) -> Run | None:
         for like, run in self._runs.get(key, ()):
             if like(*tensors):
                 return run
         return None
 
-    def keep(self, key: Hashable, run: Run, *tensors: Tensor) -> None:
+    def keep(self, key: Key, run: Run, *tensors: Tensor) -> None:
         if not _TELLS_APART:
             return
         if len(self._runs) >= self._most:
