@@ -1,8 +1,8 @@
 """attention, forward and backward, beside torch's `scaled_dot_product_attention`.
 
 Backward passes are timed alone, on a graph that is kept. UDP_FAST_BACKEND=cpu measures our kernels
-where dispatch would leave a call to torch, and UDP_FAST_CPU_ISA=avx2 those of older processors:
-together that is what `udp_fast.backends.preference.MEASURED` is made from.
+where dispatch would leave a call to torch, and UDP_FAST_CPU_ISA=avx2 those of older processors. What
+the choice between the two is made from is `benchmarks/attention_kernels.py`.
 """
 
 from __future__ import annotations

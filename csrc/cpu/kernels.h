@@ -387,9 +387,9 @@ double denoising_loss_of(const DenoisingLoss& a, const Plan& plan, int64_t image
         }
         const Output gradient = open(a.gradient, row, gradient_buffer, a.stream);
         for_lanes(row.size(), [&sums, t, p, scale, gradient](int64_t i, auto lanes) {
-            if (kKind == Target::given) {  // a row ahead; the other kinds have more to compute
-                fetch(p + i + kRow);
-                fetch(t.target + i + kRow);
+            if (kKind == Target::given) {  // half a row ahead; the other kinds have more to compute
+                fetch(p + i + kRow / 2);
+                fetch(t.target + i + kRow / 2);
             }
             const F difference = load(p + i, lanes) - t.at(i, lanes);
             sums.add_square(difference);

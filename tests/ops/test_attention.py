@@ -187,6 +187,17 @@ def masked(ops, needs) -> list[Tensor | None]:
     return [out.detach(), q.grad, k.grad, v.grad]
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 130, 800, 64), (1, 2, 130, 700, 24)], ids=str)
+@pytest.mark.parametrize("attention_backend", ["cpu"], indirect=True)
+def test_several_blocks_of_keys_and_of_queries(attention_backend, shape):
+    ops = operands(shape)
+    expected = exact(*ops)
+    for needs in ((True, True, True), (True, False, False)):
+        for name, got, right in zip(NAMES, evaluate(*ops, needs=needs), expected, strict=True):
+            if got is not None:
+                close(got, right, F32, name)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", ["text, 40", "129 keys"])
 def test_layouts(attention_backend, shape, layout):
@@ -686,6 +697,7 @@ def test_what_was_left_to_torch_once_is_chosen_anew_where_anything_differs(monke
     assert caplog.messages == ["attention -> reference (float32[2, 4, 8, 32] on cpu)"]
 
 
+@pytest.mark.usefixtures("remembered")
 def test_only_so_many_calls_are_remembered(monkeypatch):
     calls = Remembered(most=3, most_of_a_key=2)
     monkeypatch.setattr(attention_module, "_remembered", calls)
@@ -696,24 +708,48 @@ def test_only_so_many_calls_are_remembered(monkeypatch):
     for m in range(1, 4):  # as many queries, and other keys
         attention(torch.ones(1, 1, 5, 8), *(torch.ones(1, 1, m, 8) for _ in range(2)))
         assert len(alike) == [2, 1, 2][m - 1]
+    assert len(calls._runs) == 2
 
 
-def test_nothing_is_remembered_where_torch_does_not_tell_calls_apart(monkeypatch):
-    calls = Remembered()
-    monkeypatch.setattr(attention_module, "_remembered", calls)
-    monkeypatch.setattr("udp_fast.ops.remembered._TELLS_APART", False)
+def test_one_tensor_for_all_three_is_not_kept(remembered):
+    x = operands(TINY)[0]
+    assert torch.equal(attention(x, x, x), attention(x, x.clone(), x.clone()))
+    assert len(remembered) == 1
+    attention(x, x, x)
+    assert sum(map(len, remembered.values())) == 1
+
+
+@pytest.mark.usefixtures("remembered")
+def test_what_was_remembered_is_not_taken_under_autocast():
+    q, k, v, _ = operands(TINY)
+    first = attention(q, k, v)
+    for _ in range(2):
+        with torch.autocast("cpu", BF16):
+            out = attention(q, k, v)
+        assert out.dtype == F32
+        assert not is_torchs(out)
+        assert same_bits(attention(q, k, v), first)
+
+
+def test_nothing_is_remembered_where_torch_does_not_tell_calls_apart(remembered, monkeypatch):
+    monkeypatch.setattr(remembered_module, "_tells_apart", lambda: False)
     q, k, v, _ = operands(TINY)
     assert torch.equal(attention(q, k, v), attention(q, k, v))
-    assert not calls._runs
+    assert not remembered
 
 
-@pytest.mark.skipif(not hasattr(torch._C._dynamo.guards, "TensorGuards"), reason="another torch")
-def test_this_torch_tells_calls_apart(monkeypatch):
-    assert remembered_module._tells_apart()
+def test_torch_is_tried_before_it_is_believed(monkeypatch):
+    tells_apart = remembered_module._tells_apart.__wrapped__
     monkeypatch.setattr(remembered_module, "_likeness", lambda tensors: lambda *others: True)
-    assert not remembered_module._tells_apart()
+    assert not tells_apart()
     monkeypatch.setattr(remembered_module, "_likeness", None)
-    assert not remembered_module._tells_apart()
+    assert not tells_apart()
+
+
+def test_this_torch_tells_calls_apart():
+    if not hasattr(getattr(torch._C._dynamo, "guards", None), "TensorGuards"):
+        pytest.skip("this torch has no TensorGuards")
+    assert remembered_module._tells_apart.__wrapped__()
 
 
 def test_torchs_function_is_not_given_what_it_would_do_in_another_way():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 
@@ -11,6 +12,7 @@ import torch
 from cases import BF16, F16, F32, F64, FLOATS, LAYOUTS, floats, images, same_bits, shapes, ulp
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from udp_fast.backends import dispatch
 from udp_fast.backends.reference import pgd_step as definition
@@ -443,9 +445,11 @@ def test_a_call_is_checked_anew_where_anything_differs():
         with pytest.raises(error, match=match):
             pgd_step_(*wrong, **options)
     # Another sign, another size: what was remembered is not taken for it.
-    before = delta.clone()
-    pgd_step_(delta, grad, x, alpha=0.125, eps=1.0, maximize=False)
-    assert (delta - before).abs().max() <= 0.125
+    same, down = torch.zeros_like(delta), {"alpha": 0.125, "eps": 1.0, "maximize": False}
+    pgd_step_(same, grad, x, **down)
+    expected = torch.where(grad == 0, 0.0, -0.125 * grad.sign())
+    assert torch.equal(same, torch.maximum(torch.minimum(expected, 1 - x), -x))
+    assert (same != 0).any()
 
 
 def test_a_range_that_is_no_pair_of_plain_numbers_is_not_remembered(remembered):
@@ -453,5 +457,34 @@ def test_a_range_that_is_no_pair_of_plain_numbers_is_not_remembered(remembered):
     for pair in ([0.0, 1.0], (torch.tensor(0.0), 1.0), (np.float64(0), 1.0)):
         pgd_step_(delta, grad, x, alpha=0.5, eps=1.0, range=pair)
     pgd_step_(delta, grad, x, alpha=torch.tensor(0.5), eps=1.0)
-    pgd_step_(delta, grad, x, alpha=0.5, eps=Budget(0.5))
     assert not remembered
+
+
+def test_a_budget_is_remembered_beside_the_range(remembered):
+    """As the methods give it: a half is 0.5 of [0, 1] and 1 of [-1, 1]."""
+    for count, (lo, hi) in enumerate([(0.0, 1.0), (-1.0, 1.0)], 1):
+        for _ in range(2):
+            delta, grad, x = torch.zeros(1, 4), torch.ones(1, 4), torch.full((1, 4), lo)
+            pgd_step_(delta, grad, x, alpha=2.0, eps=Budget(0.5), range=(lo, hi))
+            assert torch.equal(delta, torch.full((1, 4), 0.5 * (hi - lo)))
+        assert len(remembered) == count
+
+
+@pytest.mark.usefixtures("remembered")
+def test_nothing_is_remembered_of_fake_tensors():
+    """Made within the mode of real ones, which have no memory afterwards."""
+    delta, grad, x = torch.zeros(1, 4), torch.ones(1, 4), torch.zeros(1, 4)
+    with FakeTensorMode(allow_non_fake_inputs=True), contextlib.suppress(Exception):
+        pgd_step_(delta, grad, x, alpha=0.5, eps=1.0)
+    assert not module._remembered._runs
+    delta.zero_()
+    pgd_step_(delta, grad, x, alpha=0.5, eps=1.0)
+    assert torch.equal(delta, torch.full((1, 4), 0.5))
+
+
+@pytest.mark.usefixtures("remembered")
+def test_one_tensor_twice_is_not_kept():
+    delta, x = torch.zeros(1, 4), torch.ones(1, 4)
+    for _ in range(2):
+        pgd_step_(delta, x, x, alpha=0.5, eps=1.0)
+    assert not module._remembered._runs

@@ -31,8 +31,7 @@ from ..backends import dispatch
 from ..backends.outputs import gradients, in_strides_of, needs_no_statistics
 from ..backends.registry import Backend
 from . import validation as check
-from .remembered import Key, Remembered
-from .remembered import key as call_key
+from .remembered import Key, Remembered, call_key
 
 Needs = tuple[bool, bool, bool]
 
@@ -166,12 +165,10 @@ def _eager(args: tuple[Any, ...], wanted: Sequence[bool], key: Key | None) -> Te
     rest = args[3:]
     if _is_left_to_torch(chosen, args, wanted):
         _, scale, _ = rest
-        strides = args[0].stride()
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            out = F.scaled_dot_product_attention(q, k, v, scale=scale)
             # Asked each time: torch's own choice, and with it the strides, may be steered as well.
-            return out if out.stride() == strides else in_strides_of(q, out)
+            return in_strides_of(q, F.scaled_dot_product_attention(q, k, v, scale=scale))
     elif any(wanted):
         apply = cast(Any, _Eager.apply)
 
@@ -187,9 +184,10 @@ def _eager(args: tuple[Any, ...], wanted: Sequence[bool], key: Key | None) -> Te
             assert isinstance(out, Tensor)
             return out
 
-    if key is not None and args[0].is_cpu:
+    out = run(*args[:3])
+    if key is not None:
         _remembered.keep(key, run, *args[:3])
-    return run(*args[:3])
+    return out
 
 
 def _check_tensors(q: Any, k: Any, v: Any) -> None:

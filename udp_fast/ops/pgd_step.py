@@ -27,8 +27,7 @@ from torch import Tensor
 from ..backends import dispatch
 from . import validation as check
 from .budget import Budget
-from .remembered import Key, Remembered
-from .remembered import key as call_key
+from .remembered import Key, Remembered, call_key
 
 STEPS = ("sign", "l2", "raw")
 NORMS = ("linf", "l2")
@@ -219,9 +218,10 @@ def pgd_step_(
         check.written(delta)
         return PGDStep(*result)
 
+    stepped = run(delta, grad, x)
     if key is not None:
         _remembered.keep(key, run, delta, grad, x)
-    return run(delta, grad, x)
+    return stepped
 
 
 def pgd_step(

@@ -218,7 +218,8 @@ _ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
 # tensors.
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _dispatch_mode = torch._C._get_dispatch_mode
-_PROXY = torch._C._TorchDispatchModeKey.PROXY
+_PROXY, _FAKE = torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE
+_modes = torch._C._len_torch_dispatch_stack
 _transforms = torch._C._functorch.peek_interpreter_stack
 _is_tracing = torch._C._is_tracing
 
@@ -246,19 +247,26 @@ def is_eager(*tensors: Tensor | None) -> bool:
             return False
     if forward_ad._current_level >= 0:
         _refuse_tangents(tensors)
-    return _nobody_traces()
+    # make_fx, torch.jit.trace or a transform of torch.func: a kernel called directly would escape them.
+    # Where tensors are made fake, those that an op makes of its numbers are.
+    return (
+        _dispatch_mode(_PROXY) is None
+        and _dispatch_mode(_FAKE) is None
+        and _transforms() is None
+        and not _is_tracing()
+    )
 
 
 def is_usual() -> bool:
-    """True outside torch.compile, where nobody traces, transforms or gives tangents: then a call is
-    eager if an earlier one with such tensors was."""
-    return not _is_dynamo_compiling() and forward_ad._current_level < 0 and _nobody_traces()
-
-
-def _nobody_traces() -> bool:
-    """No make_fx, no torch.jit.trace and no transform of torch.func, which a kernel called directly
-    would escape."""
-    return _dispatch_mode(_PROXY) is None and _transforms() is None and not _is_tracing()
+    """True outside torch.compile, where nobody traces, transforms, gives tangents or sees what is
+    dispatched: then a call is eager if an earlier one with such tensors was."""
+    return (
+        not _is_dynamo_compiling()
+        and forward_ad._current_level < 0
+        and _modes() == 0
+        and _transforms() is None
+        and not _is_tracing()
+    )
 
 
 def _refuse_tangents(tensors: Iterable[Tensor | None]) -> None:
