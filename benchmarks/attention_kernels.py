@@ -18,11 +18,10 @@ from collections.abc import Callable, Iterator
 import torch
 
 from udp_fast import _native
+from udp_fast.backends.outputs import needs_no_statistics
 from udp_fast.backends.registry import backend
 
-from .measure import OURS
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from .measure import OURS, turn
 
 #: B, H, N, M, D: texts and images themselves, heads narrow and wide, few rows and many.
 SHAPES = (
@@ -53,7 +52,7 @@ def games(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[str, Pla
         },
     )
     for name, needs in (("dq", [True, False, False]), ("all", [True, True, True])):
-        saved = (None, None) if name == "dq" and m <= 128 else (out, lse)
+        saved = (None, None) if needs_no_statistics(needs, m) else (out, lse)
         arguments = (grad, q, k, v, None, *saved, scale, needs)
         yield (
             name,
@@ -65,17 +64,14 @@ def games(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[str, Pla
 
 
 def ratio(players: Players, seconds: float) -> tuple[float, float]:
-    """Ours in seconds, and the median over the rounds of torch's time over ours."""
+    """Ours in seconds, and the median over the rounds of turns of torch's time over ours."""
     times: dict[str, list[float]] = {name: [] for name in players}
     names = list(players)
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[OURS]) < 3:
+    while time.perf_counter() < end or not times[OURS]:
         random.shuffle(names)
         for name in names:
-            players[name]()  # leaves the caches as it does itself
-            start = time.perf_counter()
-            players[name]()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(turn(players[name]))
     pairs = zip(times["torch"], times[OURS], strict=True)
     return statistics.median(times[OURS]), statistics.median(a / b for a, b in pairs)
 
@@ -84,14 +80,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.attention_kernels", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=2.0, help="each, about (default 2)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"{options.dtype}, {_native.isa()}, threads {options.threads}, torch {torch.__version__}")
     for shape in SHAPES:
-        for name, players in games(shape, DTYPES[options.dtype]):
+        for name, players in games(shape, getattr(torch, options.dtype)):
             ours, torchs = ratio(players, options.seconds)
             title = f"{'×'.join(map(str, shape))} {name}"
             print(f"{title:30} {ours * 1e3:8.3f} ms, torch {torchs:.2f}×", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -11,9 +12,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from udp_fast.backends import dispatch
 from udp_fast.backends.registry import ORDER, backend, order
 from udp_fast.backends.triton import INTERPRETS
 from udp_fast.ops import validation
+from udp_fast.ops.remembered import Remembered
 
 ON_GPU = ("cuda", "triton")
 
@@ -72,6 +75,17 @@ def attention_backend(
     if "attention" not in backend(request.param).ops:
         pytest.skip(f"{request.param} has no attention")
     yield from pinned(request.param, monkeypatch, "attention", _attention)
+
+
+@pytest.fixture
+def remembered(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
+    """What is remembered from here on, by all ops, with no variable set."""
+    for name in dispatch.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    calls = Remembered()
+    for op in ("attention", "pgd_step"):
+        monkeypatch.setattr(importlib.import_module(f"udp_fast.ops.{op}"), "_remembered", calls)
+    return calls._runs
 
 
 settings.register_profile(

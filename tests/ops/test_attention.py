@@ -637,16 +637,6 @@ def test_only_the_pinned_backend_runs(attention_backend, monkeypatch, caplog):
     ]
 
 
-@pytest.fixture
-def remembered(monkeypatch):
-    """What is remembered from here on, with no variable set."""
-    for name in dispatch.VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    calls = Remembered()
-    monkeypatch.setattr(attention_module, "_remembered", calls)
-    return calls._runs
-
-
 @pytest.mark.parametrize(
     "needs", [(False, False, False), (True, False, False), (True, True, True)], ids=str
 )

@@ -14,13 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from udp_fast.backends import dispatch
 from udp_fast.backends.reference import pgd_step as definition
 from udp_fast.backends.reference.arithmetic import per_image
 from udp_fast.backends.reference.pgd_step import original_as_float
 from udp_fast.backends.reference.pgd_step import pgd_step_ as reference
 from udp_fast.ops import Budget, PGDStep, pgd_step, pgd_step_, pgd_step_multi_
-from udp_fast.ops.remembered import Remembered
 
 module = importlib.import_module("udp_fast.ops.pgd_step")
 
@@ -387,16 +385,6 @@ def test_a_leaf_that_requires_grad_is_refused():
         pgd_step_(delta, torch.ones(1, 4), torch.ones(1, 4), alpha=0.1, eps=0.1)
 
 
-@pytest.fixture
-def remembered(monkeypatch):
-    """What is remembered from here on, with no variable set."""
-    for name in dispatch.VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    calls = Remembered()
-    monkeypatch.setattr(module, "_remembered", calls)
-    return calls._runs
-
-
 def test_a_call_like_an_earlier_one_is_neither_checked_nor_chosen_for(remembered, monkeypatch):
     x, grad = images((2, 3, 5, 4), 0, torch.uint8, "contiguous", 0, 1), floats((2, 3, 5, 4), 1)
     grad[0, 0, 0, 0] = math.nan
@@ -470,21 +458,19 @@ def test_a_budget_is_remembered_beside_the_range(remembered):
         assert len(remembered) == count
 
 
-@pytest.mark.usefixtures("remembered")
-def test_nothing_is_remembered_of_fake_tensors():
+def test_nothing_is_remembered_of_fake_tensors(remembered):
     """Made within the mode of real ones, which have no memory afterwards."""
     delta, grad, x = torch.zeros(1, 4), torch.ones(1, 4), torch.zeros(1, 4)
     with FakeTensorMode(allow_non_fake_inputs=True), contextlib.suppress(Exception):
         pgd_step_(delta, grad, x, alpha=0.5, eps=1.0)
-    assert not module._remembered._runs
+    assert not remembered
     delta.zero_()
     pgd_step_(delta, grad, x, alpha=0.5, eps=1.0)
     assert torch.equal(delta, torch.full((1, 4), 0.5))
 
 
-@pytest.mark.usefixtures("remembered")
-def test_one_tensor_twice_is_not_kept():
+def test_one_tensor_twice_is_not_kept(remembered):
     delta, x = torch.zeros(1, 4), torch.ones(1, 4)
     for _ in range(2):
         pgd_step_(delta, x, x, alpha=0.5, eps=1.0)
-    assert not module._remembered._runs
+    assert not remembered
