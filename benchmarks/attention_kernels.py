@@ -3,8 +3,8 @@
     python -m benchmarks.attention_kernels [--dtype bfloat16] [--threads 1] [--seconds 2]
 
 Without ops, autograd or dispatch, in turns in one process: what `udp_fast.backends.preference.MEASURED`
-is made from, at each number of threads. From which size on ours are worth what is around a call,
-`LEAST_WORK`, is another question.
+is made from, at each number of threads. From which size on ours are worth what is around a call
+`benchmarks/attention_calls.py` measures.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@
 #include "cpu/launch.h"
 #include "cpu/pages.h"
 #include "cpu/parallel.h"
+#include "remembered.h"
 
 namespace py = pybind11;
 
@@ -339,6 +340,14 @@ PYBIND11_MODULE(_native, m) {
             udp::prefer_large_pages(reinterpret_cast<void*>(data), bytes);
         },
         py::arg("data"), py::arg("bytes"), "For memory that is written for the first time.");
+    m.def(
+        "remembered",
+        [](const py::tuple& asked) {
+            PyObject* functions = udp::remembered(asked.ptr());
+            if (functions == nullptr) throw py::error_already_set();
+            return py::reinterpret_steal<py::tuple>(functions);
+        },
+        py::arg("asked"), "For udp_fast.ops.remembered.");
     m.def("philox4x32_10", &philox, py::arg("counter"), py::arg("key"),
           "The four output words of one block.");
     m.def(

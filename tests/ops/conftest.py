@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,9 +17,9 @@ from udp_fast.backends import dispatch
 from udp_fast.backends.registry import ORDER, backend, order
 from udp_fast.backends.triton import INTERPRETS
 from udp_fast.ops import validation
-from udp_fast.ops.remembered import Remembered
 
 ON_GPU = ("cuda", "triton")
+REMEMBERING = [f"udp_fast.ops.{op}" for op in ("attention", "pgd_step", "pgd_step_multi")]
 
 
 def device_of(name: str) -> AbstractContextManager[object]:
@@ -78,14 +79,18 @@ def attention_backend(
 
 
 @pytest.fixture
-def remembered(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
-    """What is remembered from here on, by all ops, with no variable set."""
+def remembered(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mapping[Any, Any]]:
+    """What is remembered from here on of calls, not of their backward, with no variable set."""
     for name in dispatch.VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    calls = Remembered()
-    for op in ("attention", "pgd_step"):
-        monkeypatch.setattr(importlib.import_module(f"udp_fast.ops.{op}"), "_remembered", calls)
-    return calls._runs
+    modules = map(importlib.import_module, REMEMBERING)
+    calls: list[dict[Any, Any]] = [module._remembered._runs for module in modules]
+    backward = importlib.import_module("udp_fast.ops.attention")._remembered_backward._runs
+    for runs in (*calls, backward):
+        runs.clear()
+    yield ChainMap(*calls)
+    for runs in (*calls, backward):
+        runs.clear()
 
 
 settings.register_profile(

@@ -212,14 +212,11 @@ def intercept() -> Iterator[None]:
         _intercepting.reset(token)
 
 
-def is_unsteered() -> bool:
-    """Whether a choice, made once, holds for a call that is like that one in all that a backend looks
-    at: no variable is set, and nobody wants to know."""
-    if _intercepting.get():
-        return False
-    if _ENVIRONMENT is not None and _ENVIRONMENT.keys().isdisjoint(_KEYS.values()):
-        return True
-    return not any(map(_value, VARIABLES))
+def steering() -> tuple[dict[Any, Any] | None, tuple[Any, ...], ContextVar[bool]]:
+    """What may be asked whether a choice, made once, holds for a call that is like that one in all that a
+    backend looks at: the environment, None where its dictionary is not known, the keys none of which may
+    be in it, and a variable that must be False."""
+    return _ENVIRONMENT, tuple(_KEYS.values()), _intercepting
 
 
 def taker(op: str, args: tuple[Any, ...]) -> Backend:

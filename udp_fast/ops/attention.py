@@ -31,7 +31,8 @@ from ..backends import dispatch
 from ..backends.outputs import gradients, in_strides_of, needs_no_statistics
 from ..backends.registry import Backend
 from . import validation as check
-from .remembered import Key, Remembered, call_key
+from .remembered import Remembered, Run
+from .validation import is_dynamo_compiling
 
 Needs = tuple[bool, bool, bool]
 
@@ -94,23 +95,68 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     _save(ctx, inputs, *output)
 
 
+# By scale, bias and needs, and by scale and needs; nothing is remembered of a call with a bias.
+_remembered, _remembered_backward = Remembered(constants=3), Remembered(constants=2)
+
+
 def _backward(ctx: Any, grad_out: Tensor | None, _grad_lse: Tensor | None) -> tuple[Any, ...]:
     if grad_out is None:
         return None, None, None, None, None, None
-    q, k, v, bias, *rest = ctx.saved_tensors
-    needs = list(ctx.needs_input_grad[:3])
-    if ctx.needs_input_grad[3]:
+    q, k, v, bias, *statistics = ctx.saved_tensors
+    needs, tensors = ctx.needs_input_grad[:3], (grad_out, q, k, v, *statistics)
+    run = None
+    if bias is None and not is_dynamo_compiling():
+        run = _remembered_backward.find(ctx.scale, needs, *tensors)
+    if run is not None:
+        dq, dk, dv = run(*tensors)
+    elif ctx.needs_input_grad[3]:
         raise NotImplementedError("attention: bias: requires grad, which attention does not give")
-    compute: Any = torch.ops.udp_fast.attention_backward
-    if check.is_plain(grad_out, q, k, v, bias):
-        compute = _attention_backward
-    if needs_no_statistics(needs, k.shape[2]):
-        rest = [None, None]
-    elif not rest:  # only a caller of the op itself, who did not foresee these gradients
-        rest = list(torch.ops.udp_fast.attention(q, k, v, bias, ctx.scale, True))
-    grads = compute(grad_out, q, k, v, bias, *rest, ctx.scale, needs)
-    dq, dk, dv = (grad if needed else None for grad, needed in zip(grads, needs, strict=True))
-    return dq, dk, dv, None, None, None
+    else:
+        dq, dk, dv = _differentiate(bias, ctx.scale, needs, *tensors)
+    needs_q, needs_k, needs_v = needs
+    return (
+        dq if needs_q else None,
+        dk if needs_k else None,
+        dv if needs_v else None,
+        None,
+        None,
+        None,
+    )
+
+
+def _differentiate(
+    bias: Tensor | None,
+    scale: float,
+    needs: Needs,
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *statistics: Tensor,  # out and lse, if they were kept
+) -> tuple[Tensor, Tensor, Tensor]:
+    unneeded = needs_no_statistics(needs, k.shape[2])
+    if not statistics and not unneeded:
+        # Only a caller of the op itself, who did not foresee these gradients.
+        statistics = torch.ops.udp_fast.attention(q, k, v, bias, scale, True)
+
+    def arguments(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *statistics: Tensor) -> Any:
+        out, lse = (None, None) if unneeded else statistics
+        return grad_out, q, k, v, bias, out, lse, scale, list(needs)
+
+    args = arguments(grad_out, q, k, v, *statistics)
+    dq: Tensor
+    if not check.is_plain(grad_out, q, k, v, bias):
+        dq, dk, dv = torch.ops.udp_fast.attention_backward(*args)
+        return dq, dk, dv
+    kernel: Any = dispatch.taker("attention_backward", args).ops["attention_backward"]
+
+    def run(*tensors: Tensor) -> Any:
+        return kernel(*arguments(*tensors))
+
+    dq, dk, dv = run(grad_out, q, k, v, *statistics)
+    if bias is None:
+        _remembered_backward.keep(run, scale, needs, grad_out, q, k, v, *statistics)
+    return dq, dk, dv
 
 
 def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
@@ -156,21 +202,21 @@ def _is_left_to_torch(chosen: Backend, args: tuple[Any, ...], wanted: Sequence[b
     )
 
 
-_remembered = Remembered()
-
-
-def _eager(args: tuple[Any, ...], wanted: Sequence[bool], key: Key | None) -> Tensor:
-    """The op without torch.library's dispatch."""
+def _eager(args: tuple[Any, ...], wanted: Sequence[bool]) -> Run:
+    """How the op is done to q, k and v without torch.library's dispatch."""
     chosen = dispatch.taker("attention", args)
     rest = args[3:]
     if _is_left_to_torch(chosen, args, wanted):
         _, scale, _ = rest
+        sdpa, strides = F.scaled_dot_product_attention, args[0].stride()
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            out = sdpa(q, k, v, scale=scale)
             # Asked each time: torch's own choice, and with it the strides, may be steered as well.
-            return in_strides_of(q, F.scaled_dot_product_attention(q, k, v, scale=scale))
+            return out if out.stride() == strides else in_strides_of(q, out)
     elif any(wanted):
-        apply = cast(Any, _Eager.apply)
+        # Beneath what `apply` does about transforms of torch.func, of which there are none here.
+        apply = cast(Any, super(torch.autograd.Function, _Eager)).apply
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             out = apply(q, k, v, *rest, chosen.ops["attention"])
@@ -184,10 +230,7 @@ def _eager(args: tuple[Any, ...], wanted: Sequence[bool], key: Key | None) -> Te
             assert isinstance(out, Tensor)
             return out
 
-    out = run(*args[:3])
-    if key is not None:
-        _remembered.keep(key, run, *args[:3])
-    return out
+    return run
 
 
 def _check_tensors(q: Any, k: Any, v: Any) -> None:
@@ -299,11 +342,12 @@ def attention(
             or a bias that requires a gradient.
         RuntimeError: a second derivative was asked for: NotImplementedError, or torch's own error.
     """
-    key = call_key(q, scale) if bias is None and needs is None else None
-    if key is not None:
-        run = _remembered.find(key, q, k, v)
+    if not is_dynamo_compiling():
+        run = _remembered.find(scale, bias, needs, q, k, v)
         if run is not None:
-            return cast(Tensor, run(q, k, v))
+            out: Tensor = run(q, k, v)
+            return out
+    given = (scale, bias, needs, q, k, v)
     _check_tensors(q, k, v)
     if scale is None:
         scale = max(q.shape[3], 1) ** -0.5
@@ -319,7 +363,11 @@ def attention(
     need_lse = any(wanted) and not needs_no_statistics(wanted, k.shape[2])
     args = (q, k, v, bias, float(scale), need_lse)
     if check.is_eager(q, k, v, bias):
-        return _eager(args, wanted, key)
+        run = _eager(args, wanted)
+        out = run(q, k, v)
+        if needs is None:  # nothing was detached
+            _remembered.keep(run, *given)
+        return out
     out, _ = torch.ops.udp_fast.attention(*args)
     assert isinstance(out, Tensor)
     return out

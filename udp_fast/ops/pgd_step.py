@@ -19,7 +19,7 @@ not finite, delta and adv become NaN. Of zeros only one is negative: a negative 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ from torch import Tensor
 from ..backends import dispatch
 from . import validation as check
 from .budget import Budget
-from .remembered import Key, Remembered, call_key
+from .remembered import Remembered
+from .validation import is_dynamo_compiling
 
 STEPS = ("sign", "l2", "raw")
 NORMS = ("linf", "l2")
@@ -138,28 +139,7 @@ def _arguments(
     return (delta, grad, x, alpha, eps, mask, step, norm, bool(maximize), *bounds, out_dtype)
 
 
-_remembered = Remembered()
-
-
-def _key(
-    delta: Any,
-    alpha: Any,
-    eps: Any,
-    step: Any,
-    norm: Any,
-    maximize: Any,
-    mask: Any,
-    range: Any,
-    out_range: Any,
-    out_dtype: Any,
-) -> Key | None:
-    """Of a call without tensors but the three."""
-    if mask is not None or type(maximize) is not bool or type(range) is not tuple:
-        return None
-    out = range if out_range is None else out_range
-    if type(out) is not tuple or not len(out) == len(range) == 2:
-        return None
-    return call_key(delta, alpha, eps, step, norm, int(maximize), *range, *out, out_dtype)
+_remembered = Remembered(constants=9)
 
 
 def pgd_step_(
@@ -200,11 +180,11 @@ def pgd_step_(
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or value.
     """
     options = (alpha, eps, step, norm, maximize, mask, range, out_range, out_dtype)
-    key = _key(delta, *options)
-    if key is not None:
-        found = _remembered.find(key, delta, grad, x)
+    if not is_dynamo_compiling():
+        found = _remembered.find(*options, delta, grad, x)
         if found is not None:
-            return cast(PGDStep, found(delta, grad, x))
+            stepped: PGDStep = found(delta, grad, x)
+            return stepped
     args = _arguments("pgd_step_", delta, grad, x, *options)
     check.check_updatable("pgd_step_", "delta", delta)
     if not check.is_plain(delta, grad, x):
@@ -219,8 +199,7 @@ def pgd_step_(
         return PGDStep(*result)
 
     stepped = run(delta, grad, x)
-    if key is not None:
-        _remembered.keep(key, run, delta, grad, x)
+    _remembered.keep(run, *options, delta, grad, x)
     return stepped
 
 

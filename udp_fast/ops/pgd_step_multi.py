@@ -18,6 +18,8 @@ from torch import Tensor
 from ..backends import dispatch
 from . import validation as check
 from .budget import Budget
+from .remembered import Remembered
+from .validation import is_dynamo_compiling
 
 STEPS = ("sign", "raw")
 
@@ -74,6 +76,14 @@ def _check_images(
     return list(value)
 
 
+def _advs(deltas: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    return [torch.empty_like(delta, dtype=dtype) for delta in deltas]
+
+
+_LISTS = frozenset((list, tuple))
+_remembered = Remembered(constants=9)
+
+
 def pgd_step_multi_(
     deltas: Sequence[Tensor],  # N of any shapes, each updated in place
     grads: Sequence[Tensor],  # N, shaped like deltas
@@ -107,6 +117,14 @@ def pgd_step_multi_(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, number, shape, device or value.
     """
+    given: tuple[Any, ...] | None = None
+    if not is_dynamo_compiling() and _LISTS.issuperset(map(type, (deltas, grads, xs))):
+        options = (alpha, eps, step, maximize, range, out_range, out_dtype)
+        given = (len(grads), len(xs), *options, *deltas, *grads, *xs)
+        found = _remembered.find(*given)
+        if found is not None:
+            stepped: PGDStepMulti = found(deltas, grads, xs)
+            return stepped
     op = "pgd_step_multi_"
     deltas = _check_images(op, "deltas", deltas, check.FLOATS)
     grads = _check_images(op, "grads", grads, check.FLOATS, deltas)
@@ -129,10 +147,22 @@ def pgd_step_multi_(
     if not deltas:
         return PGDStepMulti([], torch.zeros(0, dtype=torch.int64))
     grads, xs = [g.detach() for g in grads], [x.detach() for x in xs]
-    advs = [torch.empty_like(d, dtype=out_dtype) for d in deltas]
-    bounds = (lo, hi, out_lo, out_hi)
-    args = (deltas, advs, grads, xs, alpha, eps, step, bool(maximize), *bounds)
-    plain = check.is_plain(*deltas, *grads, *xs)
-    skipped = (_step if plain else torch.ops.udp_fast.pgd_step_multi_)(*args)
-    check.written(*deltas)
-    return PGDStepMulti(advs, skipped)
+    constants = (alpha, eps, step, bool(maximize), lo, hi, out_lo, out_hi)
+    kernel: Any = torch.ops.udp_fast.pgd_step_multi_
+
+    def run(
+        deltas: Sequence[Tensor], grads: Sequence[Tensor], xs: Sequence[Tensor]
+    ) -> PGDStepMulti:
+        advs = _advs(deltas, out_dtype)
+        skipped = kernel(deltas, advs, grads, xs, *constants)
+        check.written(*deltas)
+        return PGDStepMulti(advs, skipped)
+
+    if not check.is_plain(*deltas, *grads, *xs):
+        return run(deltas, grads, xs)
+    args = (deltas, _advs(deltas, out_dtype), grads, xs, *constants)
+    kernel = dispatch.taker(op, args).ops[op]
+    stepped = run(deltas, grads, xs)
+    if given is not None:
+        _remembered.keep(run, *given)
+    return stepped

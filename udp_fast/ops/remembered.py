@@ -2,8 +2,8 @@
 
 Beside a small tensor's op they take long, and most of that is asking tensors one thing after another from
 Python. torch's compiler has to know the same of every call of a compiled function (type, dtype, device,
-dispatch keys, requires_grad, sizes, strides) and asks in one call; so do we. Where torch has it no longer,
-or not as it was, nothing is remembered.
+dispatch keys, requires_grad, sizes, strides) and asks in one call; so do we, from csrc/remembered.cpp. Where
+torch has it no longer, or not as it was, nothing is remembered, nor without the native module.
 """
 
 from __future__ import annotations
@@ -14,29 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..backends import dispatch
+from ..backends.cpu import native
 from . import validation as check
 from .budget import Budget
 
 Run = Callable[..., Any]
 Key = tuple[Any, ...]
 Likeness = Callable[..., bool]
-
-#: What may be in a key: constants, two of which are equal only if they mean the same. (True is 1.)
-_PLAIN = frozenset((float, int, str, Budget, torch.dtype, type(None)))
-_is_grad_enabled = torch.is_grad_enabled
-
-
-def call_key(first: Any, *values: Any) -> Key | None:
-    """What a call is looked for by, before what its tensors are like: the first one's shape and all that is
-    no tensor. None where it cannot be remembered, or where somebody steers or traces it: under
-    torch.compile a look into what is remembered would be a guard on all of it."""
-    if not check.is_usual() or not dispatch.is_unsteered():
-        return None
-    if type(first) is not Tensor or not _PLAIN.issuperset(map(type, values)):
-        return None
-    return first.shape, _is_grad_enabled(), *values
 
 
 def _likeness(tensors: Sequence[Tensor]) -> Likeness:
@@ -70,29 +57,59 @@ def _tells_apart() -> bool:
         )
         like = _likeness([a, b])
         apart = not any(like(a, other) or like(other, a) for other in others)
-        with torch.autocast("cpu"):
+        for steered in (torch.autocast("cpu"), torch.inference_mode()):
+            with steered:
+                apart = apart and not like(a, b)
+
+        def within(x: Tensor) -> Tensor:
+            nonlocal apart
             apart = apart and not like(a, b)
+            return x
+
+        torch.func.vmap(within)(a)
         return apart and like(b, a)
     except Exception:  # whatever it has become
         return False
 
 
 class Remembered:
-    """How calls are run: by their key, and then by what their tensors are like."""
+    """How calls are run: by a key of what is no tensor, and then by what their tensors are like.
 
-    def __init__(self, most: int = 1024, most_of_a_key: int = 8) -> None:
+    ``constants``: how many of an op's arguments come first and are no tensors.
+    """
+
+    def __init__(self, constants: int, most: int = 1024, most_of_a_key: int = 8) -> None:
         self._runs: dict[Key, list[tuple[Likeness, Run]]] = {}
-        self._most, self._most_of_a_key = most, most_of_a_key
+        self._constants, self._most, self._most_of_a_key = constants, most, most_of_a_key
+        #: ``find(*constants, *tensors)``: the run of an earlier call like this one, or None.
+        self.find: Callable[..., Run | None] = lambda *args: None
+        self._key: Callable[..., Key | None] = lambda *args: None
+        environment, *steering = dispatch.steering()
+        if not native.MISSING and environment is not None:
+            self.find, self._key = native.module().remembered(
+                (
+                    self._runs,
+                    constants,
+                    Tensor,
+                    (Budget, torch.dtype),
+                    torch.is_grad_enabled,
+                    check.count_modes,
+                    vars(forward_ad),
+                    environment,
+                    *steering,
+                )
+            )
 
-    def find(self, key: Key, *tensors: Any) -> Run | None:
-        for like, run in self._runs.get(key, ()):
-            if like(*tensors):
-                return run
-        return None
+    def keep(self, run: Run, *args: Any) -> None:
+        """After a call with these ``(*constants, *tensors)`` that ``run`` has done.
 
-    def keep(self, key: Key, run: Run, *tensors: Tensor) -> None:
-        """After a call that ``run`` has done."""
-        if not _tells_apart():
+        Not where somebody steers, traces, transforms or sees it: a call that is like that one would not be
+        run as it would elsewhere.
+        """
+        if not check.is_usual() or not _tells_apart():
+            return
+        key, tensors = self._key(*args), args[self._constants :]
+        if key is None:
             return
         like = _likeness(tensors)
         if not like(*tensors):  # one tensor twice, which would not be found

@@ -216,10 +216,10 @@ _ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None)))
 # Under names of our own: after a kernel has gone through the caches, each dictionary of torch's on the
 # way to a function takes about a microsecond. What torch.export traces without dynamo are no ordinary
 # tensors.
-_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _dispatch_mode = torch._C._get_dispatch_mode
 _PROXY, _FAKE = torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE
-_modes = torch._C._len_torch_dispatch_stack
+count_modes = torch._C._len_torch_dispatch_stack
 _transforms = torch._C._functorch.peek_interpreter_stack
 _is_tracing = torch._C._is_tracing
 
@@ -240,7 +240,7 @@ def is_eager(*tensors: Tensor | None) -> bool:
     Raises:
         NotImplementedError: a tensor has a tangent, which torch.library would drop without a word.
     """
-    if _is_dynamo_compiling() or not _ORDINARY.issuperset(map(type, tensors)):
+    if is_dynamo_compiling() or not _ORDINARY.issuperset(map(type, tensors)):
         return False
     for tensor in tensors:  # a loop, and no generator, which would take twice as long
         if tensor is not None and tensor.is_neg():
@@ -261,9 +261,9 @@ def is_usual() -> bool:
     """True outside torch.compile, where nobody traces, transforms, gives tangents or sees what is
     dispatched: then a call is eager if an earlier one with such tensors was."""
     return (
-        not _is_dynamo_compiling()
+        not is_dynamo_compiling()
         and forward_ad._current_level < 0
-        and _modes() == 0
+        and count_modes() == 0
         and _transforms() is None
         and not _is_tracing()
     )

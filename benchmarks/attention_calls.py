@@ -1,0 +1,118 @@
+"""Times small attention as whole calls: torch's function, and the op by our kernels and left to torch.
+
+    python -m benchmarks.attention_calls [--dtype bfloat16] [--threads 1] [--seconds 1]
+
+From which size on our kernels are worth what is around a call: `udp_fast.backends.preference.MEASURED`'s
+``least_work``. Forward where nothing is differentiated; forward and backward for dq alone and for all
+gradients. One call at a time, in any order, so that each finds the caches as another left them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from udp_fast import _native
+from udp_fast.backends import preference
+from udp_fast.ops import attention
+from udp_fast.ops.remembered import Remembered
+
+from .measure import OURS
+
+#: B, H, N, M, D.
+SHAPES = (
+    *((1, 8, n, n, 40) for n in (16, 32, 64, 100)),
+    *((1, 8, n, 77, 40) for n in (32, 64, 128)),
+    *((1, 8, n, n, 64) for n in (80, 112)),
+    *((1, 8, n, 77, 80) for n in (16, 64)),
+    *((1, 8, n, n, 160) for n in (16, 32, 64, 96, 128)),
+    *((1, 8, n, 77, 160) for n in (16, 32, 64)),
+    *((1, 4, 64, 200, 64), (2, 4, 64, 256, 64), (1, 8, 64, 160, 160)),
+)
+
+#: By name, which of q, k and v require a gradient.
+NEEDS = {"forward": (False,) * 3, "dq": (True, False, False), "all": (True,) * 3}
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class TakenBy:
+    """The op where one backend takes every call, whatever the table says, and is remembered for it."""
+
+    def __init__(self, name: str) -> None:
+        self.others = {"cpu", "sdpa"} - {name}
+        self.memory = Remembered(constants=3), Remembered(constants=2)
+
+    def __call__(self) -> Attend:
+        # The module, whose name in the package is the function's.
+        op: Any = importlib.import_module("udp_fast.ops.attention")
+        op._remembered, op._remembered_backward = self.memory
+        preference.leaves = lambda name, op, args: name in self.others
+        return attention
+
+
+def ratios(
+    shape: tuple[int, ...], needs: tuple[bool, ...], dtype: torch.dtype, seconds: float
+) -> str:
+    """Torch's median time over that of the op by our kernels and left to torch."""
+    ways = {
+        "torch": lambda: F.scaled_dot_product_attention,
+        OURS: TakenBy("cpu"),
+        "left": TakenBy("sdpa"),
+    }
+    b, h, n, m, d = shape
+    q, k, v, grad = (torch.randn(b, r, h, d).to(dtype).transpose(1, 2) for r in (n, m, m, n))
+    q, k, v = (x.requires_grad_(needed) for x, needed in zip((q, k, v), needs, strict=True))
+    leaves = [x for x in (q, k, v) if x.requires_grad]
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    order, end = list(ways), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        random.shuffle(order)
+        for name in order:
+            attend = ways[name]()
+            start = time.perf_counter()
+            out = attend(q, k, v)
+            middle = time.perf_counter()
+            if leaves:
+                torch.autograd.grad(out, leaves, grad)
+            times[name].append((middle - start, time.perf_counter() - start))
+    first, both = ({w: statistics.median(t[i] for t in times[w]) for w in ways} for i in (0, 1))
+    found = f"torch {both['torch'] * 1e6:7.0f} us"
+    for name in (OURS, "left"):
+        found += f" | {name} {both['torch'] / both[name]:.2f}x"
+        if leaves:
+            found += f" (forward {first['torch'] / first[name]:.2f}x)"
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.attention_calls", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seconds", type=float, default=1.0, help="each (default 1)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    gc.disable()  # or one player's turn would clean up after another
+    print(f"{options.dtype}, {_native.isa()}, threads {options.threads}, torch {torch.__version__}")
+    for shape in SHAPES:
+        work = math.prod(shape) / 1e6
+        for name, needs in NEEDS.items():
+            found = ratios(shape, needs, getattr(torch, options.dtype), options.seconds)
+            print(f"{work:6.2f} M {'×'.join(map(str, shape)):17} {name:7} {found}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
