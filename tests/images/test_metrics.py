@@ -11,10 +11,12 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from udp_fast.evaluate import metrics
 
 
-@pytest.fixture
-def pair() -> tuple[torch.Tensor, torch.Tensor]:
+@pytest.fixture(params=["noise", "sky"])
+def pair(request: pytest.FixtureRequest) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     a = torch.randint(0, 256, (3, 53, 37), generator=generator, dtype=torch.uint8)
+    if request.param == "sky":  # a variance that is small beside the mean's square
+        a = 180 + torch.arange(53, dtype=torch.uint8)[:, None].expand(3, 53, 37).clone()
     step = torch.randint(-8, 9, a.shape, generator=generator, dtype=torch.int16)
     return a, (a.to(torch.int16) + step).clamp(0, 255).to(torch.uint8)
 

@@ -25,7 +25,7 @@ from .results import RunResult
 NAME = "manifest.json"
 _SCHEMAS = "udp_fast.manifest/"
 SCHEMA = f"{_SCHEMAS}1"
-_PACKAGES = ("torch", "numpy", "diffusers", "pillow", "scikit-image", "safetensors")
+_PACKAGES = ("torch", "numpy", "diffusers", "pillow", "pytorch-msssim", "safetensors")
 
 
 class Manifest:

@@ -1,15 +1,16 @@
 """How far a protected image is from its original, as people measure images.
 
-PSNR and SSIM come from scikit-image; here they run over bands of rows, so that a photograph of a
-hundred megapixels needs no gigabytes of intermediate maps. The bands change nothing: both are means
-over pixels, and each pixel's value depends on its own neighbourhood only.
+SSIM comes from pytorch-msssim; it and PSNR run over bands of rows here, so that a photograph of a hundred
+megapixels needs no gigabytes of intermediate maps. The bands change nothing: both are means over pixels,
+and each pixel's value depends on its own neighbourhood only.
 """
 
 from __future__ import annotations
 
 import math
 
-from skimage.metrics import mean_squared_error, structural_similarity
+import pytorch_msssim
+import torch
 from torch import Tensor
 
 # Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity":
@@ -35,7 +36,7 @@ def psnr(original: Tensor, image: Tensor) -> float:
     total = 0.0
     for top in range(0, original.shape[1], rows):
         a, b = original[:, top : top + rows], image[:, top : top + rows]
-        total += float(mean_squared_error(a.numpy(), b.numpy())) * a.numel()
+        total += float((a.double() - b.double()).square().sum())
     if total == 0:
         return math.inf
     return 10 * math.log10(255**2 * original.numel() / total)
@@ -52,18 +53,20 @@ def ssim(original: Tensor, image: Tensor) -> float:
     if min(height, original.shape[2]) < 2 * _RADIUS + 1:
         raise ValueError(f"original: got shape {tuple(original.shape)}, expected at least 11 × 11")
     rows = _band_rows(original)
+    window = torch.linspace(-_RADIUS, _RADIUS, 2 * _RADIUS + 1, dtype=torch.float64)
+    window = (window.square() / (-2 * 1.5**2)).softmax(
+        0
+    )  # its own is float32: 2e-6 in a sky's value
     total = 0.0
     for top in range(_RADIUS, height - _RADIUS, rows):
         bottom = min(top + rows, height - _RADIUS)
         halo = slice(top - _RADIUS, bottom + _RADIUS)
-        band = structural_similarity(
-            original[:, halo].numpy(),
-            image[:, halo].numpy(),
-            channel_axis=0,
+        band = pytorch_msssim.ssim(
+            original[None, :, halo].double(),
+            image[None, :, halo].double(),
             data_range=255,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
+            win=window.expand(len(original), 1, 1, -1),
+            K=(0.01, 0.03),
         )
         total += float(band) * (bottom - top)
     return total / (height - 2 * _RADIUS)
