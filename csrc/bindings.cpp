@@ -2,10 +2,11 @@
 // needs no torch to build and serves any torch. udp_fast/backends/cpu prepares the arguments and
 // has checked them; nothing is checked here but what would not parse.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include <array>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "cpu/attention_launch.h"
 #include "cpu/isa.h"
@@ -21,9 +22,18 @@ namespace {
 using udp::Operand;
 using udp::PerImage;
 
+// So many numbers. (What pybind11 has for arrays takes longer to compile than a kernel.)
+template <size_t count, class T = int64_t>
+std::array<T, count> numbers(const py::tuple& t) {
+    std::array<T, count> found;
+    for (size_t i = 0; i < count; ++i) found[i] = t[i].cast<T>();
+    return found;
+}
+
 // (images, channels, pixels)
 udp::Shape shape_of(const py::tuple& t) {
-    return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>()};
+    const auto [images, channels, pixels] = numbers<3>(t);
+    return {images, channels, pixels};
 }
 
 // (address, dtype, image stride, channel stride, pixel stride) or None
@@ -151,41 +161,47 @@ void image_scale(const py::tuple& shape, const py::object& x, const py::object& 
     udp::image_scale(args, sizes, threads);
 }
 
-void geglu(std::array<int64_t, 2> shape, uintptr_t x, uintptr_t grad, uintptr_t y, int threads) {
+// (rows, columns of y)
+void geglu(const py::tuple& shape, uintptr_t x, uintptr_t grad, uintptr_t y, int threads) {
+    const auto [rows, columns] = numbers<2>(shape);
     const udp::Geglu args{reinterpret_cast<const float*>(x), reinterpret_cast<const float*>(grad),
-                          reinterpret_cast<float*>(y), shape[0], shape[1]};
+                          reinterpret_cast<float*>(y), rows, columns};
     py::gil_scoped_release release;
     udp::geglu(args, threads);
 }
 
 // (images, height, width, in, out)
-udp::Conv3x3 conv3x3_sizes(const std::array<int64_t, 5>& sizes) {
+udp::Conv3x3 conv3x3_sizes(const py::tuple& sizes) {
     udp::Conv3x3 args{};
-    args.images = sizes[0];
-    args.height = sizes[1];
-    args.width = sizes[2];
-    args.in = sizes[3];
-    args.out = sizes[4];
+    const auto [images, height, width, in, out] = numbers<5>(sizes);
+    args.images = images;
+    args.height = height;
+    args.width = width;
+    args.in = in;
+    args.out = out;
     return args;
 }
 
-int64_t conv3x3_workspace(const std::array<int64_t, 5>& sizes, int threads) {
+int64_t conv3x3_workspace(const py::tuple& sizes, int threads) {
     return udp::conv3x3_workspace(conv3x3_sizes(sizes), threads);
 }
 
-void conv3x3(const std::array<int64_t, 5>& sizes, uintptr_t x, uintptr_t weight,
-             const std::array<int64_t, 3>& x_strides, const std::array<int64_t, 2>& strides,
-             bool flipped, uintptr_t bias, uintptr_t y, uintptr_t workspace, int threads) {
+// x_strides: (image, row, pixel); strides: (out, in), the weight's.
+void conv3x3(const py::tuple& sizes, uintptr_t x, uintptr_t weight, const py::tuple& x_strides,
+             const py::tuple& strides, bool flipped, uintptr_t bias, uintptr_t y,
+             uintptr_t workspace, int threads) {
     udp::Conv3x3 args = conv3x3_sizes(sizes);
     args.x = reinterpret_cast<const float*>(x);
     args.weight = reinterpret_cast<const float*>(weight);
     args.bias = reinterpret_cast<const float*>(bias);
     args.y = reinterpret_cast<float*>(y);
-    args.x_image = x_strides[0];
-    args.x_row = x_strides[1];
-    args.x_pixel = x_strides[2];
-    args.out_stride = strides[0];
-    args.in_stride = strides[1];
+    const auto [image, row, pixel] = numbers<3>(x_strides);
+    args.x_image = image;
+    args.x_row = row;
+    args.x_pixel = pixel;
+    const auto [out_stride, in_stride] = numbers<2>(strides);
+    args.out_stride = out_stride;
+    args.in_stride = in_stride;
     args.flipped = flipped;
     py::gil_scoped_release release;
     udp::conv3x3(args, reinterpret_cast<float*>(workspace), threads);
@@ -193,8 +209,8 @@ void conv3x3(const std::array<int64_t, 5>& sizes, uintptr_t x, uintptr_t weight,
 
 // (images, heads, queries, keys, size of a head)
 udp::AttentionShape attention_shape(const py::tuple& t) {
-    return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>(), t[3].cast<int64_t>(),
-            t[4].cast<int64_t>()};
+    const auto [images, heads, queries, keys, size] = numbers<5>(t);
+    return {images, heads, queries, keys, size};
 }
 
 // (address, dtype, image stride, head stride, row stride) or None
@@ -291,16 +307,18 @@ void group_norm_backward(const py::tuple& shape, const py::object& x, const py::
     udp::group_norm_backward(args, floats_to_write(dweight), floats_to_write(dbias), threads);
 }
 
-std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
-    uint32_t words[4] = {counter[0], counter[1], counter[2], counter[3]};
-    udp::philox4x32_10(words, key[0], key[1]);
-    return {words[0], words[1], words[2], words[3]};
+py::tuple philox(const py::tuple& counter, const py::tuple& key) {
+    const auto [c0, c1, c2, c3] = numbers<4, uint32_t>(counter);
+    uint32_t words[4] = {c0, c1, c2, c3};
+    const auto [low, high] = numbers<2, uint32_t>(key);
+    udp::philox4x32_10(words, low, high);
+    return py::make_tuple(words[0], words[1], words[2], words[3]);
 }
 
-std::vector<std::string> isa_names(bool supported_only) {
-    std::vector<std::string> names;
+py::list isa_names(bool supported_only) {
+    py::list names;
     for (const udp::Isa& isa : udp::isas()) {
-        if (isa.supported || !supported_only) names.emplace_back(isa.kernels->isa);
+        if (isa.supported || !supported_only) names.append(isa.kernels->isa);
     }
     return names;
 }
