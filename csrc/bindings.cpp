@@ -182,14 +182,9 @@ udp::Conv3x3 conv3x3_sizes(const py::tuple& sizes) {
     return args;
 }
 
-int64_t conv3x3_workspace(const py::tuple& sizes, int threads) {
-    return udp::conv3x3_workspace(conv3x3_sizes(sizes), threads);
-}
-
 // x_strides: (image, row, pixel); strides: (out, in), the weight's.
 void conv3x3(const py::tuple& sizes, uintptr_t x, uintptr_t weight, const py::tuple& x_strides,
-             const py::tuple& strides, bool flipped, uintptr_t bias, uintptr_t y,
-             uintptr_t workspace, int threads) {
+             const py::tuple& strides, bool flipped, uintptr_t bias, uintptr_t y, int threads) {
     udp::Conv3x3 args = conv3x3_sizes(sizes);
     args.x = reinterpret_cast<const float*>(x);
     args.weight = reinterpret_cast<const float*>(weight);
@@ -204,7 +199,7 @@ void conv3x3(const py::tuple& sizes, uintptr_t x, uintptr_t weight, const py::tu
     args.in_stride = in_stride;
     args.flipped = flipped;
     py::gil_scoped_release release;
-    udp::conv3x3(args, reinterpret_cast<float*>(workspace), threads);
+    udp::conv3x3(args, threads);
 }
 
 // (images, heads, queries, keys, size of a head)
@@ -334,7 +329,6 @@ PYBIND11_MODULE(_native, m) {
     m.def("denoising_loss", &denoising_loss);
     m.def("quantize", &quantize);
     m.def("image_scale", &image_scale);
-    m.def("conv3x3_workspace", &conv3x3_workspace);
     m.def("conv3x3", &conv3x3);
     m.def("geglu", &geglu);
     m.def("attention", &attention);

@@ -2,13 +2,13 @@
 #include "attention_launch.h"
 
 #include <algorithm>
-#include <atomic>
 #include <memory>
 #include <mutex>
 #include <vector>
 
 #include "isa.h"
 #include "parallel.h"
+#include "workspace.h"
 
 namespace udp {
 namespace {
@@ -17,53 +17,11 @@ int64_t pieces(int64_t n, int64_t size) {
     return (n + size - 1) / size;
 }
 
-// Memory that is kept from one call for the next. Fresh memory has its pages yet to find, and after
-// a small attention allocators give them back, so that finding them is done at each call. No mutex:
-// one that another thread holds would stay locked in a forked child.
-class Block {
-  public:
-    static constexpr size_t kMost = size_t{1} << 20;  // floats; what is larger is not kept
-
-    explicit Block(size_t floats) : memory_(spare().exchange(nullptr)) {
-        if (memory_ != nullptr && memory_->size() < floats) {
-            delete memory_;
-            memory_ = nullptr;
-        }
-        if (memory_ == nullptr) memory_ = new Memory(floats);
-    }
-    ~Block() { delete (memory_->size() > kMost ? memory_ : spare().exchange(memory_)); }
-    Block(const Block&) = delete;
-    Block& operator=(const Block&) = delete;
-    float* data() const { return memory_->data(); }
-
-  private:
-    class Memory {
-      public:
-        explicit Memory(size_t floats) : floats_(new float[floats]), size_(floats) {}
-        float* data() const { return floats_.get(); }
-        size_t size() const { return size_; }
-
-      private:
-        std::unique_ptr<float[]> floats_;  // left as it comes, as a vector would not
-        size_t size_;
-    };
-
-    static std::atomic<Memory*>& spare() {
-        static std::atomic<Memory*> one{nullptr};
-        return one;
-    }
-
-    Memory* memory_;
-};
-
 // Memory for as many items as run at once, allocated once a call.
 class Workspace {
   public:
-    Workspace(int64_t floats, int64_t slots) : memory_(static_cast<size_t>(floats * slots + 16)) {
-        // To a cache line: operands of whole vectors then never straddle one.
-        const uintptr_t address = reinterpret_cast<uintptr_t>(memory_.data());
-        float* base = memory_.data() + (64 - address % 64) % 64 / sizeof(float);
-        for (int64_t i = 0; i < slots; ++i) free_.push_back(base + i * floats);
+    Workspace(int64_t floats, int64_t slots) : memory_(static_cast<size_t>(floats * slots)) {
+        for (int64_t i = 0; i < slots; ++i) free_.push_back(memory_.data() + i * floats);
     }
     float* take() {
         std::lock_guard<std::mutex> lock(mutex_);

@@ -1,5 +1,6 @@
 #include "launch.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <initializer_list>
@@ -11,6 +12,7 @@
 #include "caches.h"
 #include "isa.h"
 #include "parallel.h"
+#include "workspace.h"
 
 namespace udp {
 namespace {
@@ -229,53 +231,96 @@ void image_scale(ImageScale args, Shape shape, int threads) {
 
 namespace {
 
-// Tiles are transformed a band at a time: as many rows of them as take about 16 MB, all images'
-// rows one after the other.
+// Tiles are transformed a band at a time, rows of them, all images' one after the other. Where
+// weights are many a band is large, 16 MB, for each transforms them anew, and threads share its
+// tiles and take its blocks of output channels. Where they are few there are too few blocks for
+// that, and each thread takes bands of its own, 4 MB with their products, which stay in its caches.
 struct ConvBands {
+    bool own;
     int64_t rows, tiles_floats, scratch_floats;
 };
 
-ConvBands conv_bands(Conv3x3& args) {
+constexpr int64_t kFewWeights = 640 * 320, kOwnFloats = 1 << 20, kSharedFloats = 4 << 20;
+constexpr int64_t kLeastTiles = 8;  // each thread's, beside which the taps' transform is small
+
+ConvBands conv_bands(Conv3x3& args, int threads) {
     args.tile_rows = (args.height + 3) / 4;
     args.tile_columns = (args.width + 3) / 4;
     args.tiles_pitch = (args.in + 15) / 16 * 16;
     const int64_t all = args.images * args.tile_rows;
-    const int64_t fit = (int64_t{4} << 20) / (36 * args.tiles_pitch * args.tile_columns);
-    const int64_t rows = fit < 1 ? 1 : fit < all ? fit : all;
+    const bool own =
+        args.in * args.out <= kFewWeights && all * args.tile_columns >= kLeastTiles * threads;
+    const int64_t channels = args.tiles_pitch + (own ? kConvBlock : 0);
+    const int64_t floats = own ? kOwnFloats : kSharedFloats;
+    int64_t rows = std::min(all, floats / (36 * channels * args.tile_columns));
+    rows = std::max<int64_t>(rows, 1);
+    if (own) {  // as many bands as divide evenly among the threads, nearly equal ones
+        const int64_t turns = (all + rows * threads - 1) / (rows * threads);
+        rows = (all + turns * threads - 1) / (turns * threads);
+    }
     const int64_t tiles = rows * args.tile_columns;
     args.tiles_slice = tiles * args.tiles_pitch + 16;
-    return {rows, 36 * args.tiles_slice,
+    return {own, rows, 36 * args.tiles_slice,
             36 * (conv_products_slice(tiles) + kConvDepth * kConvBlock)};
 }
 
+// Which thread takes an item is left open, so each takes a free part of the workspace with it.
+class Places {
+  public:
+    Places(float* memory, int64_t floats, int threads)
+        : memory_(memory), floats_(floats), taken_(static_cast<size_t>(threads)) {
+        for (std::atomic_flag& flag : taken_) flag.clear();
+    }
+    template <class Body>
+    void with_one(const Body& body) {
+        size_t place = 0;
+        while (taken_[place].test_and_set(std::memory_order_acquire)) {
+            place = (place + 1) % taken_.size();
+        }
+        body(memory_ + static_cast<int64_t>(place) * floats_);
+        taken_[place].clear(std::memory_order_release);
+    }
+
+  private:
+    float* memory_;
+    int64_t floats_;
+    std::vector<std::atomic_flag> taken_;
+};
+
 }  // namespace
 
-int64_t conv3x3_workspace(const Conv3x3& args, int threads) {
-    Conv3x3 sized = args;
-    const ConvBands bands = conv_bands(sized);
-    return bands.tiles_floats + threads * bands.scratch_floats;
-}
-
-void conv3x3(Conv3x3 args, float* workspace, int threads) {
+void conv3x3(Conv3x3 args, int threads) {
     const Kernels& k = kernels();
-    const ConvBands bands = conv_bands(args);
-    args.tiles = workspace;
-    // Which thread takes a block is left open, so each takes a free part of the workspace with it.
-    std::vector<std::atomic_flag> taken(static_cast<size_t>(threads));
-    for (std::atomic_flag& flag : taken) flag.clear();
+    threads = std::max(threads, 1);
+    const ConvBands bands = conv_bands(args, threads);
     const int64_t all = args.images * args.tile_rows;
+    const int64_t blocks = (args.out + kConvBlock - 1) / kConvBlock;
+    const int64_t shared = bands.own ? 0 : bands.tiles_floats;
+    const int64_t each = bands.scratch_floats + (bands.own ? bands.tiles_floats : 0);
+    const Block memory(static_cast<size_t>(shared + threads * each));
+    Places places(memory.data() + shared, each, threads);
+    const auto rows_from = [&](int64_t first) { return std::min(all - first, bands.rows); };
+    if (bands.own) {
+        parallel_for((all + bands.rows - 1) / bands.rows, 1, threads, [&](int64_t band) {
+            places.with_one([&](float* floats) {
+                Conv3x3 own = args;
+                own.tiles = floats;
+                const int64_t first = band * bands.rows, rows = rows_from(first);
+                for (int64_t row = 0; row < rows; ++row) k.conv_tiles(own, first + row, row);
+                for (int64_t block = 0; block < blocks; ++block) {
+                    k.conv_block(own, first, rows, block, floats + bands.tiles_floats);
+                }
+            });
+        });
+        return;
+    }
+    args.tiles = memory.data();
     for (int64_t first = 0; first < all; first += bands.rows) {
-        const int64_t rows = all - first < bands.rows ? all - first : bands.rows;
+        const int64_t rows = rows_from(first);
         parallel_for(rows, 1, threads, [&](int64_t row) { k.conv_tiles(args, first + row, row); });
-        parallel_for((args.out + kConvBlock - 1) / kConvBlock, 1, threads, [&](int64_t block) {
-            size_t place = 0;
-            while (taken[place].test_and_set(std::memory_order_acquire)) {
-                place = (place + 1) % taken.size();
-            }
-            float* scratch =
-                workspace + bands.tiles_floats + static_cast<int64_t>(place) * bands.scratch_floats;
-            k.conv_block(args, first, rows, block, scratch);
-            taken[place].clear(std::memory_order_release);
+        parallel_for(blocks, 1, threads, [&](int64_t block) {
+            places.with_one(
+                [&](float* scratch) { k.conv_block(args, first, rows, block, scratch); });
         });
     }
 }

@@ -33,9 +33,8 @@ void quantize(Quantize args, Shape shape, PerImage<float> eps, int threads);
 
 void image_scale(ImageScale args, Shape shape, int threads);
 
-// x, weight, bias, y and the sizes given. workspace: conv3x3_workspace(args, threads) floats.
-int64_t conv3x3_workspace(const Conv3x3& args, int threads);
-void conv3x3(Conv3x3 args, float* workspace, int threads);
+// x, weight, bias, y and the sizes given.
+void conv3x3(Conv3x3 args, int threads);
 
 // The backward where args.grad is given.
 void geglu(const Geglu& args, int threads);

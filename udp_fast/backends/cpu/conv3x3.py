@@ -8,7 +8,7 @@ from torch import Tensor
 from .native import fresh, module
 
 #: Fewer channels than this are a bad use of tiles and of vectors of output channels.
-LEAST_CHANNELS = 16
+LEAST_CHANNELS = 24
 
 
 #: With fewer 4×4 tiles than this the transform of the weights costs more than it saves.
@@ -65,11 +65,8 @@ def _convolve(
         return y
     if bias is not None:
         bias = bias.contiguous()
-    sizes, threads = (images, height, width, channels, out), torch.get_num_threads()
-    floats = module().conv3x3_workspace(sizes, threads)
-    workspace = fresh(torch.empty(floats, dtype=torch.float32))
     module().conv3x3(
-        sizes,
+        (images, height, width, channels, out),
         x.data_ptr(),
         weight.data_ptr(),
         (x.stride(0), x.stride(2), x.stride(3)),
@@ -77,7 +74,6 @@ def _convolve(
         flipped,
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
-        workspace.data_ptr(),
-        threads,
+        torch.get_num_threads(),
     )
     return y

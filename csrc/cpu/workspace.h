@@ -1,0 +1,54 @@
+// The kernels' own memory.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+namespace udp {
+
+// Memory that is kept from one call for the next. Fresh memory has its pages yet to find, and
+// allocators give back what is large or lies on top, so that finding them would be done at each
+// call. No mutex: one that another thread holds would stay locked in a forked child.
+class Block {
+  public:
+    static constexpr size_t kMost = size_t{16} << 20;  // floats; what is larger is not kept
+
+    explicit Block(size_t floats) : memory_(spare().exchange(nullptr)) {
+        if (memory_ != nullptr && memory_->size() < floats) {
+            delete memory_;
+            memory_ = nullptr;
+        }
+        if (memory_ == nullptr) memory_ = new Memory(floats);
+    }
+    ~Block() { delete (memory_->size() > kMost ? memory_ : spare().exchange(memory_)); }
+    Block(const Block&) = delete;
+    Block& operator=(const Block&) = delete;
+    float* data() const { return memory_->data(); }
+
+  private:
+    class Memory {
+      public:
+        explicit Memory(size_t floats) : floats_(new float[floats + 16]), size_(floats) {}
+        // From a cache line's begin on: operands of whole vectors then never straddle one.
+        float* data() const {
+            const uintptr_t address = reinterpret_cast<uintptr_t>(floats_.get());
+            return floats_.get() + (64 - address % 64) % 64 / sizeof(float);
+        }
+        size_t size() const { return size_; }
+
+      private:
+        std::unique_ptr<float[]> floats_;  // left as it comes, as a vector would not
+        size_t size_;
+    };
+
+    static std::atomic<Memory*>& spare() {
+        static std::atomic<Memory*> one{nullptr};
+        return one;
+    }
+
+    Memory* memory_;
+};
+
+}  // namespace udp
