@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "compat": {"backends", "ops"},
     "diffusion": {"ops"},
     "images": {"ops"},
-    "methods": {"diffusion", "ops"},
+    "methods": {"compat", "diffusion", "ops"},
     "evaluate": {"methods", "diffusion", "images", "ops"},
 }
 PARTS = {*MAY_IMPORT, "engine", "cli"}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from udp_fast.diffusion import Denoiser, TileGrid, TimestepSampler, noised_loss
+from udp_fast.methods.acceleration import accelerated
 from udp_fast.methods.weights import frozen
 from udp_fast.ops import noise_key
 
@@ -52,7 +53,7 @@ def tile_losses(
     t = sampler.stratified(len(grid), draws, seed=(seed, image_id)).to(device)
     losses = torch.empty(t.shape, device=device)
     ids, streams = [image_id] * len(grid), _TILE_STREAM + torch.arange(len(grid))
-    with torch.inference_mode(), frozen(denoiser.module):
+    with torch.inference_mode(), frozen(denoiser.module), accelerated(denoiser.module):
         for draw in range(draws):
             keys = noise_key(seed, ids, draw=draw, stream=streams, device=device)
             for part in grid.batches():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from udp_fast.diffusion import Denoiser, TileGrid, TimestepSampler
+from udp_fast.methods.acceleration import accelerated
 from udp_fast.methods.adaptation import adapt
 from udp_fast.methods.ascent import ascend, image_gradient, perturbed, step_grid
 from udp_fast.methods.items import ImageItem, Progress, ProgressCallback
@@ -68,7 +69,7 @@ def alternate(
                 _plan(items, denoiser, ascent_sampler, settings, step)
                 for step in range(turn * settings.steps, (turn + 1) * settings.steps)
             ]
-            with frozen(module):
+            with frozen(module), accelerated(module):
                 for index, item in enumerate(items):
                     steps = [(step, *plan[index]) for step, plan in plans]
                     for count, loss in enumerate(
