@@ -31,14 +31,15 @@ PyObject* asked(PyObject* self, Asked what) {
 }
 
 // A new reference to what stands for a value in a key; null without an error where nothing can.
-// Equal ones must mean the same, and True is 1: so a bool is its name.
+// Equal ones must mean the same, and True is 1: so a bool is a pair of its type, which nothing else
+// in a key has, and itself.
 PyObject* constant(PyObject* self, PyObject* value) {
     PyTypeObject* type = Py_TYPE(value);
     if (value == Py_None || type == &PyFloat_Type || type == &PyLong_Type ||
         type == &PyUnicode_Type) {
         return Py_NewRef(value);
     }
-    if (type == &PyBool_Type) return PyObject_Repr(value);
+    if (type == &PyBool_Type) return PyTuple_Pack(2, reinterpret_cast<PyObject*>(type), value);
     if (type == &PyTuple_Type) {
         const Py_ssize_t n = PyTuple_GET_SIZE(value);
         PyObject* items = PyTuple_New(n);

@@ -5,7 +5,7 @@
 
 namespace udp {
 
-// A new (find, key_of) for what `asked` names, see remembered.cpp; null with Python's error set.
+// New (find, key) for what `asked` names, see remembered.cpp; null with Python's error set.
 PyObject* remembered(PyObject* asked);
 
 }  // namespace udp

@@ -17,7 +17,7 @@ int64_t pieces(int64_t n, int64_t size) {
     return (n + size - 1) / size;
 }
 
-// Memory for as many items as run at once, allocated once a call.
+// Memory for as many items as run at once, taken once a call.
 class Workspace {
   public:
     Workspace(int64_t floats, int64_t slots) : memory_(static_cast<size_t>(floats * slots)) {

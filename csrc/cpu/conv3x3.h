@@ -1,9 +1,10 @@
 // conv3x3: by Winograd's F(4x4, 3x3), see ../math/winograd.h.
 //
-// The image's 6x6 tiles are transformed once, into 36 matrices [tiles, in]. Then a thread takes 32
-// output channels: it transforms their taps, a stretch of input channels at a time so that they
-// stay in its second-level cache, multiplies them with the 36 matrices, and transforms the products
-// into results. Taps are never stored for longer, so nothing can go stale when the weights change.
+// The 6x6 tiles of a band (launch.cpp) are transformed once, into 36 matrices [tiles, in]. Then 32
+// output channels at a time: their taps are transformed, a stretch of input channels at a time so
+// that they stay in the second-level cache, multiplied with the 36 matrices, and the products
+// transformed into results. Taps are never stored for longer, so nothing can go stale when the
+// weights change.
 #pragma once
 
 #include "../math/winograd.h"

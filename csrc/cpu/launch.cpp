@@ -248,12 +248,13 @@ ConvBands conv_bands(Conv3x3& args, int threads) {
     args.tile_columns = (args.width + 3) / 4;
     args.tiles_pitch = (args.in + 15) / 16 * 16;
     const int64_t all = args.images * args.tile_rows;
-    const bool own =
-        args.in * args.out <= kFewWeights && all * args.tile_columns >= kLeastTiles * threads;
-    const int64_t channels = args.tiles_pitch + (own ? kConvBlock : 0);
-    const int64_t floats = own ? kOwnFloats : kSharedFloats;
-    int64_t rows = std::min(all, floats / (36 * channels * args.tile_columns));
-    rows = std::max<int64_t>(rows, 1);
+    const int64_t pitch = args.tiles_pitch, points = 36 * args.tile_columns;
+    const bool own = args.in * args.out <= kFewWeights && all >= threads &&
+                     all * args.tile_columns >= kLeastTiles * threads &&
+                     points * (pitch + kConvBlock) <= kOwnFloats;
+    int64_t rows =
+        own ? kOwnFloats / (points * (pitch + kConvBlock)) : kSharedFloats / (points * pitch);
+    rows = std::max<int64_t>(std::min(rows, all), 1);
     if (own) {  // as many bands as divide evenly among the threads, nearly equal ones
         const int64_t turns = (all + rows * threads - 1) / (rows * threads);
         rows = (all + turns * threads - 1) / (turns * threads);

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <memory>
 
+#include "pages.h"
+
 namespace udp {
 
 // Memory that is kept from one call for the next. Fresh memory has its pages yet to find, and
@@ -22,7 +24,16 @@ class Block {
         }
         if (memory_ == nullptr) memory_ = new Memory(floats);
     }
-    ~Block() { delete (memory_->size() > kMost ? memory_ : spare().exchange(memory_)); }
+    ~Block() {
+        Memory* other = memory_;
+        if (memory_->size() <= kMost) {
+            other = spare().exchange(memory_);
+            // Two that were in use at once: the larger stays.
+            if (other != nullptr && other->size() > memory_->size())
+                other = spare().exchange(other);
+        }
+        delete other;
+    }
     Block(const Block&) = delete;
     Block& operator=(const Block&) = delete;
     float* data() const { return memory_->data(); }
@@ -30,7 +41,11 @@ class Block {
   private:
     class Memory {
       public:
-        explicit Memory(size_t floats) : floats_(new float[floats + 16]), size_(floats) {}
+        explicit Memory(size_t floats) : floats_(new float[floats + 16]), size_(floats) {
+            if (floats > kMost) {
+                prefer_large_pages(floats_.get(), static_cast<int64_t>(floats * sizeof(float)));
+            }
+        }
         // From a cache line's begin on: operands of whole vectors then never straddle one.
         float* data() const {
             const uintptr_t address = reinterpret_cast<uintptr_t>(floats_.get());

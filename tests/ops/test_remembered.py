@@ -17,12 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from udp_fast.backends import dispatch
 from udp_fast.backends.cpu import native
 from udp_fast.ops import Budget, attention, pgd_step_, pgd_step_multi_
+from udp_fast.ops import remembered as module
 from udp_fast.ops.remembered import Remembered
 
-pytestmark = [
-    pytest.mark.usefixtures("remembered"),
-    pytest.mark.skipif(bool(native.MISSING), reason=native.MISSING),
-]
+pytestmark = pytest.mark.usefixtures("remembered")
 
 
 def run(*args):
@@ -65,16 +63,13 @@ def test_a_constant_is_a_number_a_name_a_dtype_a_budget_or_a_tuple_of_them():
     ]
     runs = [lambda i=i: i for i in range(len(constants))]
     for one, constant in zip(runs, constants, strict=True):
-        if constant != "True":
-            calls.keep(one, constant, x)
+        calls.keep(one, constant, x)
     for one, constant in zip(runs, constants, strict=True):
-        # A bool stands as its name: to the ops no string means anything else.
-        expected = runs[1] if constant == "True" else one
-        assert calls.find(constant, x) is expected
+        assert calls.find(constant, x) is one
     for unfit in ([], {}, 1j, x, (x,), object(), ([],)):
         calls.keep(run, unfit, x)
         assert calls.find(unfit, x) is None
-    assert len(calls._runs) == len(constants) - 1
+    assert len(calls._runs) == len(constants)
 
 
 def counting():
@@ -107,10 +102,12 @@ SURROUNDINGS = {
 @pytest.mark.parametrize("name", SURROUNDINGS)
 def test_surroundings_that_change_what_is_done_are_no_likeness(name, monkeypatch):
     calls, x = Remembered(constants=0), torch.zeros(2)
-    calls.keep(run, x)
-    with SURROUNDINGS[name](monkeypatch):
-        assert calls.find(x) is None
-    assert calls.find(x) is run
+    # Whether autograd records is in the key; here the rest is asked for.
+    with torch.no_grad() if name == "inference mode" else contextlib.nullcontext():
+        calls.keep(run, x)
+        with SURROUNDINGS[name](monkeypatch):
+            assert calls.find(x) is None
+        assert calls.find(x) is run
 
 
 @pytest.mark.parametrize("transform", ["vmap", "grad", "functionalize", "make_fx", "trace"])
@@ -138,6 +135,26 @@ def test_what_is_traced_or_transformed_is_neither_found_nor_kept(transform):
     assert not any(found)
     assert not other._runs
     assert calls.find(x) is run
+
+
+@pytest.mark.parametrize("first", [torch.inference_mode, lambda: torch.autocast("cpu")])
+def test_torch_is_believed_whatever_the_first_call_is_made_under(first):
+    module._tells_apart.cache_clear()
+    calls, x = Remembered(constants=0), torch.zeros(2)
+    with first():
+        calls.keep(run, x)
+        assert calls.find(x) is run
+    assert calls.find(x) is None
+
+
+def test_maximize_may_be_a_word(remembered):
+    """Of which bool() makes a direction, as of anything."""
+    x, grad = torch.full((1, 4), 0.5), torch.ones(1, 4)
+    for _ in range(2):
+        for maximize, sign in ((False, -1.0), ("False", 1.0), (True, 1.0)):
+            delta = torch.zeros(1, 4)
+            pgd_step_(delta, grad, x, alpha=0.25, eps=1.0, maximize=maximize)
+            assert torch.equal(delta, torch.full((1, 4), 0.25 * sign))
 
 
 def test_what_is_kept_under_a_mode_would_not_be_found_under_the_next():

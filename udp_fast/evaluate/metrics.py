@@ -53,10 +53,9 @@ def ssim(original: Tensor, image: Tensor) -> float:
     if min(height, original.shape[2]) < 2 * _RADIUS + 1:
         raise ValueError(f"original: got shape {tuple(original.shape)}, expected at least 11 × 11")
     rows = _band_rows(original)
+    # Its own window is float32, which is 2e-6 in the value of a clear sky.
     window = torch.linspace(-_RADIUS, _RADIUS, 2 * _RADIUS + 1, dtype=torch.float64)
-    window = (window.square() / (-2 * 1.5**2)).softmax(
-        0
-    )  # its own is float32: 2e-6 in a sky's value
+    window = (window.square() / (-2 * 1.5**2)).softmax(0)
     total = 0.0
     for top in range(_RADIUS, height - _RADIUS, rows):
         bottom = min(top + rows, height - _RADIUS)

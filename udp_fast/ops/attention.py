@@ -215,7 +215,8 @@ def _eager(args: tuple[Any, ...], wanted: Sequence[bool]) -> Run:
             # Asked each time: torch's own choice, and with it the strides, may be steered as well.
             return out if out.stride() == strides else in_strides_of(q, out)
     elif any(wanted):
-        # Beneath what `apply` does about transforms of torch.func, of which there are none here.
+        # Beneath what `apply` does about transforms of torch.func, and tensors that one has left behind:
+        # `is_eager` knows of none here.
         apply = cast(Any, super(torch.autograd.Function, _Eager)).apply
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

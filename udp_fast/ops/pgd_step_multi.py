@@ -76,10 +76,6 @@ def _check_images(
     return list(value)
 
 
-def _advs(deltas: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    return [torch.empty_like(delta, dtype=dtype) for delta in deltas]
-
-
 _LISTS = frozenset((list, tuple))
 _remembered = Remembered(constants=9)
 
@@ -151,18 +147,22 @@ def pgd_step_multi_(
     kernel: Any = torch.ops.udp_fast.pgd_step_multi_
 
     def run(
-        deltas: Sequence[Tensor], grads: Sequence[Tensor], xs: Sequence[Tensor]
+        deltas: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        xs: Sequence[Tensor],
+        advs: list[Tensor] | None = None,
     ) -> PGDStepMulti:
-        advs = _advs(deltas, out_dtype)
+        if advs is None:
+            advs = [torch.empty_like(delta, dtype=out_dtype) for delta in deltas]
         skipped = kernel(deltas, advs, grads, xs, *constants)
         check.written(*deltas)
         return PGDStepMulti(advs, skipped)
 
     if not check.is_plain(*deltas, *grads, *xs):
         return run(deltas, grads, xs)
-    args = (deltas, _advs(deltas, out_dtype), grads, xs, *constants)
-    kernel = dispatch.taker(op, args).ops[op]
-    stepped = run(deltas, grads, xs)
+    advs = [torch.empty_like(delta, dtype=out_dtype) for delta in deltas]
+    kernel = dispatch.taker(op, (deltas, advs, grads, xs, *constants)).ops[op]
+    stepped = run(deltas, grads, xs, advs)
     if given is not None:
         _remembered.keep(run, *given)
     return stepped

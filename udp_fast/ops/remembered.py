@@ -3,7 +3,8 @@
 Beside a small tensor's op they take long, and most of that is asking tensors one thing after another from
 Python. torch's compiler has to know the same of every call of a compiled function (type, dtype, device,
 dispatch keys, requires_grad, sizes, strides) and asks in one call; so do we, from csrc/remembered.cpp. Where
-torch has it no longer, or not as it was, nothing is remembered, nor without the native module.
+torch has it no longer, or not as it was, nothing is remembered, nor without the native module, nor where
+`os.environ` has no dictionary that C could ask.
 """
 
 from __future__ import annotations
@@ -43,31 +44,34 @@ def _tells_apart() -> bool:
     def empty(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
+    # Whatever the first call is made under.
+    usual = (torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False))
     try:
-        a, b = empty(2, 4), empty(2, 4)
-        others = (
-            empty(2, 3),
-            empty(4, 2).t(),
-            empty(2, 4, dtype=torch.float64),
-            empty(2, 4, device="meta"),
-            empty(2, 4).requires_grad_(),
-            torch._neg_view(empty(2, 4)),
-            torch.nn.Parameter(empty(2, 4), requires_grad=False),
-            torch.zeros(2, 4, dtype=torch.float32, device="cpu").to_sparse(),
-        )
-        like = _likeness([a, b])
-        apart = not any(like(a, other) or like(other, a) for other in others)
-        for steered in (torch.autocast("cpu"), torch.inference_mode()):
-            with steered:
+        with usual[0], usual[1], usual[2]:
+            a, b = empty(2, 4), empty(2, 4)
+            others = (
+                empty(2, 3),
+                empty(4, 2).t(),
+                empty(2, 4, dtype=torch.float64),
+                empty(2, 4, device="meta"),
+                empty(2, 4).requires_grad_(),
+                torch._neg_view(empty(2, 4)),
+                torch.nn.Parameter(empty(2, 4), requires_grad=False),
+                torch.zeros(2, 4, dtype=torch.float32, device="cpu").to_sparse(),
+            )
+            like = _likeness([a, b])
+            apart = not any(like(a, other) or like(other, a) for other in others)
+            for steered in (torch.autocast("cpu"), torch.inference_mode()):
+                with steered:
+                    apart = apart and not like(a, b)
+
+            def within(x: Tensor) -> Tensor:
+                nonlocal apart
                 apart = apart and not like(a, b)
+                return x
 
-        def within(x: Tensor) -> Tensor:
-            nonlocal apart
-            apart = apart and not like(a, b)
-            return x
-
-        torch.func.vmap(within)(a)
-        return apart and like(b, a)
+            torch.func.vmap(within)(a)
+            return apart and like(b, a)
     except Exception:  # whatever it has become
         return False
 

@@ -222,6 +222,7 @@ _PROXY, _FAKE = torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchMod
 count_modes = torch._C._len_torch_dispatch_stack
 _transforms = torch._C._functorch.peek_interpreter_stack
 _is_tracing = torch._C._is_tracing
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
@@ -243,7 +244,7 @@ def is_eager(*tensors: Tensor | None) -> bool:
     if is_dynamo_compiling() or not _ORDINARY.issuperset(map(type, tensors)):
         return False
     for tensor in tensors:  # a loop, and no generator, which would take twice as long
-        if tensor is not None and tensor.is_neg():
+        if tensor is not None and (tensor.is_neg() or _is_wrapped(tensor)):
             return False
     if forward_ad._current_level >= 0:
         _refuse_tangents(tensors)
