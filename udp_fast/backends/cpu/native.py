@@ -49,7 +49,7 @@ def image_shape(shape: torch.Size) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=1024)
-def strides(shape: torch.Size, stride: tuple[int, ...]) -> tuple[int, int, int] | None:
+def strides(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, int, int] | None:
     """Strides of image, channel and pixel, or None where the pixels have no common one."""
     first_pixel = min(2, len(shape) - 1) if len(shape) > 2 else 1
     pixel, run = 0, 1  # of the dimensions so far, last first
@@ -79,6 +79,14 @@ def operand(tensor: Tensor | None) -> tuple[Operand | None, Tensor | None]:
         found = strides(tensor.shape, tensor.stride())
         assert found is not None
     return (tensor.data_ptr(), DTYPES[tensor.dtype], *found), tensor
+
+
+def image_operand(image: Tensor) -> tuple[Operand, Tensor]:
+    """`operand` of a batch of this one image."""
+    found = strides((1, *image.shape), (0, *image.stride()))
+    if found is None:
+        return image_operand(image.contiguous())
+    return (image.data_ptr(), DTYPES[image.dtype], *found), image
 
 
 #: Bytes from which on malloc maps a block that it has no room for by itself, and gives it back when it is
