@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
 
 from udp_fast import _native
 from udp_fast.backends.outputs import needs_no_statistics
@@ -35,11 +36,16 @@ SHAPES = (
 Players = dict[str, Callable[[], object]]
 
 
+def operands(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Tensor]:
+    """q, k, v and a gradient for what comes of them, as diffusers' layers make them."""
+    b, h, n, m, d = shape
+    return (torch.randn(b, rows, h, d).to(dtype).transpose(1, 2) for rows in (n, m, m, n))
+
+
 def games(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[str, Players]]:
     """By name: forward with what a backward needs, dq alone, and all three gradients."""
-    b, h, n, m, d = shape
-    q, k, v, grad = (torch.randn(b, r, h, d).to(dtype).transpose(1, 2) for r in (n, m, m, n))
-    scale = d**-0.5
+    q, k, v, grad = operands(shape, dtype)
+    scale, m = q.shape[3] ** -0.5, k.shape[2]
     ours, aten = backend("cpu").ops, torch.ops.aten
     forward = aten._scaled_dot_product_flash_attention_for_cpu
     backward = aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -76,19 +82,27 @@ def ratio(players: Players, seconds: float) -> tuple[float, float]:
     return statistics.median(times[OURS]), statistics.median(a / b for a, b in pairs)
 
 
-def main() -> None:
+def read_options(module: str, does: str, seconds: float) -> tuple[torch.dtype, float]:
+    """The command line, done and named in the first line printed: the dtype, and seconds for each case."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.attention_kernels", description=__doc__.split("\n")[0]
+        prog=f"python -m benchmarks.{module}", description=does.split("\n")[0]
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=2.0, help="each, about (default 2)")
+    parser.add_argument(
+        "--seconds", type=float, default=seconds, help=f"each, about (default {seconds:g})"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"{options.dtype}, {_native.isa()}, threads {options.threads}, torch {torch.__version__}")
+    return getattr(torch, options.dtype), options.seconds
+
+
+def main() -> None:
+    dtype, seconds = read_options("attention_kernels", __doc__, 2.0)
     for shape in SHAPES:
-        for name, players in games(shape, getattr(torch, options.dtype)):
-            ours, torchs = ratio(players, options.seconds)
+        for name, players in games(shape, dtype):
+            ours, torchs = ratio(players, seconds)
             title = f"{'×'.join(map(str, shape))} {name}"
             print(f"{title:30} {ours * 1e3:8.3f} ms, torch {torchs:.2f}×", flush=True)
 

@@ -170,8 +170,10 @@ void geglu(const py::tuple& shape, uintptr_t x, uintptr_t grad, uintptr_t y, int
     udp::geglu(args, threads);
 }
 
-// (images, height, width, in, out)
-udp::Conv3x3 conv3x3_sizes(const py::tuple& sizes) {
+// sizes: (images, height, width, in, out); x_strides: (image, row, pixel); strides: (out, in), the
+// weight's.
+void conv3x3(const py::tuple& sizes, uintptr_t x, uintptr_t weight, const py::tuple& x_strides,
+             const py::tuple& strides, bool flipped, uintptr_t bias, uintptr_t y, int threads) {
     udp::Conv3x3 args{};
     const auto [images, height, width, in, out] = numbers<5>(sizes);
     args.images = images;
@@ -179,13 +181,6 @@ udp::Conv3x3 conv3x3_sizes(const py::tuple& sizes) {
     args.width = width;
     args.in = in;
     args.out = out;
-    return args;
-}
-
-// x_strides: (image, row, pixel); strides: (out, in), the weight's.
-void conv3x3(const py::tuple& sizes, uintptr_t x, uintptr_t weight, const py::tuple& x_strides,
-             const py::tuple& strides, bool flipped, uintptr_t bias, uintptr_t y, int threads) {
-    udp::Conv3x3 args = conv3x3_sizes(sizes);
     args.x = reinterpret_cast<const float*>(x);
     args.weight = reinterpret_cast<const float*>(weight);
     args.bias = reinterpret_cast<const float*>(bias);

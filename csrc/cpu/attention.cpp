@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <memory>
-#include <mutex>
-#include <vector>
 
 #include "isa.h"
 #include "parallel.h"
@@ -17,37 +15,13 @@ int64_t pieces(int64_t n, int64_t size) {
     return (n + size - 1) / size;
 }
 
-// Memory for as many items as run at once, taken once a call.
-class Workspace {
-  public:
-    Workspace(int64_t floats, int64_t slots) : memory_(static_cast<size_t>(floats * slots)) {
-        for (int64_t i = 0; i < slots; ++i) free_.push_back(memory_.data() + i * floats);
-    }
-    float* take() {
-        std::lock_guard<std::mutex> lock(mutex_);
-        float* slot = free_.back();
-        free_.pop_back();
-        return slot;
-    }
-    void give(float* slot) {
-        std::lock_guard<std::mutex> lock(mutex_);
-        free_.push_back(slot);
-    }
-
-  private:
-    Block memory_;
-    std::mutex mutex_;
-    std::vector<float*> free_;
-};
-
 template <class Body>
 void for_items(int64_t items, int64_t floats, int threads, const Body& body) {
-    Workspace workspace(floats, std::min<int64_t>(items, std::max(threads, 1)));
-    parallel_for(items, 1, threads, [&](int64_t item) {
-        float* slot = workspace.take();
-        body(item, slot);
-        workspace.give(slot);
-    });
+    const int64_t count = std::min<int64_t>(items, std::max(threads, 1));
+    const Block memory(static_cast<size_t>(floats * count));
+    Slots slots(memory.data(), floats, count);
+    parallel_for(items, 1, threads,
+                 [&](int64_t item) { slots.with_one([&](float* slot) { body(item, slot); }); });
 }
 
 // Keys at a time: what is made of them and their scores should stay in the second cache. Backward

@@ -265,29 +265,6 @@ ConvBands conv_bands(Conv3x3& args, int threads) {
             36 * (conv_products_slice(tiles) + kConvDepth * kConvBlock)};
 }
 
-// Which thread takes an item is left open, so each takes a free part of the workspace with it.
-class Places {
-  public:
-    Places(float* memory, int64_t floats, int threads)
-        : memory_(memory), floats_(floats), taken_(static_cast<size_t>(threads)) {
-        for (std::atomic_flag& flag : taken_) flag.clear();
-    }
-    template <class Body>
-    void with_one(const Body& body) {
-        size_t place = 0;
-        while (taken_[place].test_and_set(std::memory_order_acquire)) {
-            place = (place + 1) % taken_.size();
-        }
-        body(memory_ + static_cast<int64_t>(place) * floats_);
-        taken_[place].clear(std::memory_order_release);
-    }
-
-  private:
-    float* memory_;
-    int64_t floats_;
-    std::vector<std::atomic_flag> taken_;
-};
-
 }  // namespace
 
 void conv3x3(Conv3x3 args, int threads) {
@@ -299,11 +276,11 @@ void conv3x3(Conv3x3 args, int threads) {
     const int64_t shared = bands.own ? 0 : bands.tiles_floats;
     const int64_t each = bands.scratch_floats + (bands.own ? bands.tiles_floats : 0);
     const Block memory(static_cast<size_t>(shared + threads * each));
-    Places places(memory.data() + shared, each, threads);
+    Slots slots(memory.data() + shared, each, threads);
     const auto rows_from = [&](int64_t first) { return std::min(all - first, bands.rows); };
     if (bands.own) {
         parallel_for((all + bands.rows - 1) / bands.rows, 1, threads, [&](int64_t band) {
-            places.with_one([&](float* floats) {
+            slots.with_one([&](float* floats) {
                 Conv3x3 own = args;
                 own.tiles = floats;
                 const int64_t first = band * bands.rows, rows = rows_from(first);
@@ -320,7 +297,7 @@ void conv3x3(Conv3x3 args, int threads) {
         const int64_t rows = rows_from(first);
         parallel_for(rows, 1, threads, [&](int64_t row) { k.conv_tiles(args, first + row, row); });
         parallel_for(blocks, 1, threads, [&](int64_t block) {
-            places.with_one(
+            slots.with_one(
                 [&](float* scratch) { k.conv_block(args, first, rows, block, scratch); });
         });
     }

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "pages.h"
 
@@ -64,6 +65,30 @@ class Block {
     }
 
     Memory* memory_;
+};
+
+// Equal parts of it, one for each item that runs at once: which thread takes an item is left open,
+// so each takes a free part with it.
+class Slots {
+  public:
+    Slots(float* memory, int64_t floats, int64_t count)
+        : memory_(memory), floats_(floats), taken_(static_cast<size_t>(count)) {
+        for (std::atomic_flag& flag : taken_) flag.clear();
+    }
+    template <class Body>
+    void with_one(const Body& body) {
+        size_t slot = 0;
+        while (taken_[slot].test_and_set(std::memory_order_acquire)) {
+            slot = (slot + 1) % taken_.size();
+        }
+        body(memory_ + static_cast<int64_t>(slot) * floats_);
+        taken_[slot].clear(std::memory_order_release);
+    }
+
+  private:
+    float* memory_;
+    int64_t floats_;
+    std::vector<std::atomic_flag> taken_;
 };
 
 }  // namespace udp

@@ -47,7 +47,7 @@ def test_the_perturbation_is_that_of_the_network_as_it_is(make_items, monkeypatc
     assert (deltas[0].sign() == deltas[1].sign()).float().mean() > 0.999
 
 
-def test_losses_are_measured_on_our_ops(make_items, monkeypatch):
+def test_losses_are_measured_on_our_ops(make_items):
     denoiser, seen = load_denoiser(), []
     before = kinds(denoiser.module)
     denoiser.module.register_forward_pre_hook(lambda module, _: seen.append(kinds(module)))
