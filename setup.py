@@ -81,6 +81,7 @@ SOURCES = [
     "csrc/cpu/launch_group_norm.cpp",
     "csrc/cpu/pages.cpp",
     "csrc/cpu/parallel.cpp",
+    "csrc/prepared.cpp",
     "csrc/remembered.cpp",
 ]
 

@@ -8,11 +8,11 @@
 #include <string>
 #include <vector>
 
-#include "cpu/attention_launch.h"
 #include "cpu/isa.h"
 #include "cpu/launch.h"
 #include "cpu/pages.h"
 #include "cpu/parallel.h"
+#include "prepared.h"
 #include "remembered.h"
 
 namespace py = pybind11;
@@ -203,53 +203,40 @@ udp::AttentionShape attention_shape(const py::tuple& t) {
     return {images, heads, queries, keys, size};
 }
 
-// (address, dtype, image stride, head stride, row stride) or None
+// (dtype, image stride, head stride, row stride) or None
 udp::Heads heads(const py::object& object) {
-    const Operand o = operand(object);
-    return {o.data, o.type, o.image, o.channel, o.pixel};
+    if (object.is_none()) return {};
+    const auto [type, image, head, row] = numbers<4>(py::reinterpret_borrow<py::tuple>(object));
+    return {nullptr, static_cast<udp::DType>(type), image, head, row};
 }
 
-// (address, image stride, head stride, query stride, key stride) or None
+// (image stride, head stride, query stride, key stride) or None
 udp::Bias bias_of(const py::object& object) {
     if (object.is_none()) return {};
-    const py::tuple t = py::reinterpret_borrow<py::tuple>(object);
-    return {reinterpret_cast<const float*>(t[0].cast<uintptr_t>()), t[1].cast<int64_t>(),
-            t[2].cast<int64_t>(), t[3].cast<int64_t>(), t[4].cast<int64_t>()};
+    const auto [image, head, query, key] = numbers<4>(py::reinterpret_borrow<py::tuple>(object));
+    return {nullptr, image, head, query, key};
 }
 
-void attention(const py::tuple& shape, const py::object& q, const py::object& k,
-               const py::object& v, const py::object& bias, double scale, const py::object& out,
-               uintptr_t lse, int threads) {
-    const udp::Attention args{attention_shape(shape),
-                              heads(q),
-                              heads(k),
-                              heads(v),
-                              heads(out),
-                              bias_of(bias),
-                              static_cast<float>(scale),
-                              reinterpret_cast<float*>(lse)};
-    py::gil_scoped_release release;
-    udp::attention(args, threads);
+py::object owned(PyObject* made) {
+    if (made == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(made);
 }
 
-void attention_backward(const py::tuple& shape, const py::object& grad_out, const py::object& q,
-                        const py::object& k, const py::object& v, const py::object& bias,
-                        const py::object& out, uintptr_t lse, double scale, const py::object& dq,
-                        const py::object& dk, const py::object& dv, int threads) {
-    const udp::AttentionBackward args{attention_shape(shape),
-                                      heads(grad_out),
-                                      heads(q),
-                                      heads(k),
-                                      heads(v),
-                                      heads(out),
-                                      heads(dq),
-                                      heads(dk),
-                                      heads(dv),
-                                      bias_of(bias),
-                                      static_cast<float>(scale),
-                                      reinterpret_cast<const float*>(lse)};
-    py::gil_scoped_release release;
-    udp::attention_backward(args, threads);
+py::object attention(const py::tuple& shape, const py::object& q, const py::object& k,
+                     const py::object& v, const py::object& bias, double scale,
+                     const py::object& out) {
+    return owned(udp::prepared(udp::Attention{attention_shape(shape), heads(q), heads(k), heads(v),
+                                              heads(out), bias_of(bias), static_cast<float>(scale),
+                                              nullptr}));
+}
+
+py::object attention_backward(const py::tuple& shape, const py::object& grad_out,
+                              const py::object& q, const py::object& k, const py::object& v,
+                              const py::object& bias, const py::object& out, double scale,
+                              const py::object& dq, const py::object& dk, const py::object& dv) {
+    return owned(udp::prepared(udp::AttentionBackward{
+        attention_shape(shape), heads(grad_out), heads(q), heads(k), heads(v), heads(out),
+        heads(dq), heads(dk), heads(dv), bias_of(bias), static_cast<float>(scale), nullptr}));
 }
 
 const float* floats(uintptr_t address) {
@@ -348,12 +335,7 @@ PYBIND11_MODULE(_native, m) {
         },
         py::arg("data"), py::arg("bytes"), "For memory that is written for the first time.");
     m.def(
-        "remembered",
-        [](const py::tuple& asked) {
-            PyObject* functions = udp::remembered(asked.ptr());
-            if (functions == nullptr) throw py::error_already_set();
-            return py::reinterpret_steal<py::tuple>(functions);
-        },
+        "remembered", [](const py::tuple& asked) { return owned(udp::remembered(asked.ptr())); },
         py::arg("asked"), "For udp_fast.ops.remembered.");
     m.def("philox4x32_10", &philox, py::arg("counter"), py::arg("key"),
           "The four output words of one block.");

@@ -83,45 +83,38 @@ torch.library.register_fake("udp_fast::attention", _fake)
 torch.library.register_fake("udp_fast::attention_backward", _fake_backward)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], out: Tensor, lse: Tensor) -> None:
-    q, k, v, bias, ctx.scale, ctx.has_lse = inputs
+def _save(ctx: Any, bias: Tensor | None, *tensors: Tensor) -> None:
+    """What a backward takes beside grad_out, in its order, and a bias behind it."""
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, bias, *((out, lse) if ctx.has_lse else ()))
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(*tensors, *(() if bias is None else (bias,)))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    _, lse = output
+    q, k, v, bias, ctx.scale, need_lse = inputs
+    out, lse = output
     ctx.mark_non_differentiable(lse)
-    _save(ctx, inputs, *output)
+    _save(ctx, bias, q, k, v, *((out, lse) if need_lse else ()))
 
 
 # By scale, bias and needs, and by scale and needs; nothing is remembered of a call with a bias.
 _remembered, _remembered_backward = Remembered(constants=3), Remembered(constants=2)
 
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
-def _backward(ctx: Any, grad_out: Tensor | None, _grad_lse: Tensor | None) -> tuple[Any, ...]:
+
+def _gradients(ctx: Any, grad_out: Tensor | None) -> Gradients:
     if grad_out is None:
-        return None, None, None, None, None, None
-    q, k, v, bias, *statistics = ctx.saved_tensors
-    needs, tensors = ctx.needs_input_grad[:3], (grad_out, q, k, v, *statistics)
-    run = None
-    if bias is None and not is_dynamo_compiling():
+        return None, None, None
+    needs, tensors = ctx.needs_input_grad[:3], (grad_out, *ctx.saved_tensors)
+    if ctx.has_bias:
+        return _differentiate(tensors[-1], ctx.scale, needs, *tensors[:-1])
+    if not is_dynamo_compiling():
         run = _remembered_backward.find(ctx.scale, needs, *tensors)
-    if run is not None:
-        dq, dk, dv = run(*tensors)
-    elif ctx.needs_input_grad[3]:
-        raise NotImplementedError("attention: bias: requires grad, which attention does not give")
-    else:
-        dq, dk, dv = _differentiate(bias, ctx.scale, needs, *tensors)
-    needs_q, needs_k, needs_v = needs
-    return (
-        dq if needs_q else None,
-        dk if needs_k else None,
-        dv if needs_v else None,
-        None,
-        None,
-        None,
-    )
+        if run is not None:
+            found: Gradients = run(*tensors)
+            return found
+    return _differentiate(None, ctx.scale, needs, *tensors)
 
 
 def _differentiate(
@@ -133,7 +126,7 @@ def _differentiate(
     k: Tensor,
     v: Tensor,
     *statistics: Tensor,  # out and lse, if they were kept
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     unneeded = needs_no_statistics(needs, k.shape[2])
     if not statistics and not unneeded:
         # Only a caller of the op itself, who did not foresee these gradients.
@@ -143,20 +136,33 @@ def _differentiate(
         out, lse = (None, None) if unneeded else statistics
         return grad_out, q, k, v, bias, out, lse, scale, list(needs)
 
-    args = arguments(grad_out, q, k, v, *statistics)
-    dq: Tensor
-    if not check.is_plain(grad_out, q, k, v, bias):
-        dq, dk, dv = torch.ops.udp_fast.attention_backward(*args)
+    def wanted(grads: Sequence[Tensor]) -> Gradients:
+        dq, dk, dv = (x if needed else None for x, needed in zip(grads, needs, strict=True))
         return dq, dk, dv
-    kernel: Any = dispatch.taker("attention_backward", args).ops["attention_backward"]
 
-    def run(*tensors: Tensor) -> Any:
-        return kernel(*arguments(*tensors))
+    args = arguments(grad_out, q, k, v, *statistics)
+    if not check.is_plain(grad_out, q, k, v, bias):
+        return wanted(torch.ops.udp_fast.attention_backward(*args))
+    taker = dispatch.taker("attention_backward", args)
+    prepared = None if unneeded and statistics else taker.prepared("attention_backward", args)
+    if prepared is not None:
+        run = prepared
+    else:
+        kernel: Any = taker.ops["attention_backward"]
 
-    dq, dk, dv = run(grad_out, q, k, v, *statistics)
+        def run(*tensors: Tensor) -> Gradients:
+            return wanted(kernel(*arguments(*tensors)))
+
+    grads: Gradients = run(grad_out, q, k, v, *statistics)
     if bias is None:
         _remembered_backward.keep(run, scale, needs, grad_out, q, k, v, *statistics)
-    return dq, dk, dv
+    return grads
+
+
+def _backward(ctx: Any, grad_out: Tensor | None, _grad_lse: Tensor | None) -> tuple[Any, ...]:
+    if ctx.needs_input_grad[3]:
+        raise NotImplementedError("attention: bias: requires grad, which attention does not give")
+    return *_gradients(ctx, grad_out), None, None, None
 
 
 def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
@@ -173,16 +179,20 @@ class _Eager(torch.autograd.Function):
     # In one function: for a setup_context of its own torch inspects forward's signature at each call,
     # which takes longer than a small latent's attention.
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        *args, kernel = inputs
-        out, lse = kernel(*args)
-        _save(ctx, tuple(args), out, lse)
-        assert isinstance(out, Tensor)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: tuple[Any, ...]) -> Tensor:
+        kernel, bias, ctx.scale, need_lse = call
+        out: Tensor
+        out, lse = kernel(q, k, v)
+        if need_lse:
+            _save(ctx, bias, q, k, v, out, lse)
+        else:
+            _save(ctx, bias, q, k, v)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        return *_backward(ctx, grads[0], None), None
+        dq, dk, dv = _gradients(ctx, grads[0])
+        return dq, dk, dv, None
 
 
 def _is_left_to_torch(chosen: Backend, args: tuple[Any, ...], wanted: Sequence[bool]) -> bool:
@@ -206,29 +216,37 @@ def _eager(args: tuple[Any, ...], wanted: Sequence[bool]) -> Run:
     """How the op is done to q, k and v without torch.library's dispatch."""
     chosen = dispatch.taker("attention", args)
     rest = args[3:]
+    bias, scale, need_lse = rest
     if _is_left_to_torch(chosen, args, wanted):
-        _, scale, _ = rest
         sdpa, strides = F.scaled_dot_product_attention, args[0].stride()
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             out = sdpa(q, k, v, scale=scale)
             # Asked each time: torch's own choice, and with it the strides, may be steered as well.
             return out if out.stride() == strides else in_strides_of(q, out)
-    elif any(wanted):
+
+        return run
+
+    kernel: Any = chosen.prepared("attention", args)
+    if kernel is None:
+        op = chosen.ops["attention"]
+
+        def kernel(q: Tensor, k: Tensor, v: Tensor) -> Any:
+            return op(q, k, v, *rest)
+
+    if any(wanted):
         # Beneath what `apply` does about transforms of torch.func, and tensors that one has left behind:
         # `is_eager` knows of none here.
         apply = cast(Any, super(torch.autograd.Function, _Eager)).apply
+        call = kernel, bias, scale, need_lse
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            out = apply(q, k, v, *rest, chosen.ops["attention"])
-            assert isinstance(out, Tensor)
+            out: Tensor = apply(q, k, v, call)
             return out
     else:
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            kernel: Any = chosen.ops["attention"]
-            out, _ = kernel(q, k, v, *rest)
-            assert isinstance(out, Tensor)
+            out: Tensor = kernel(q, k, v)[0]
             return out
 
     return run
@@ -333,7 +351,7 @@ def attention(
             It gets no gradient.
         needs: which of dq, dk, dv may be asked for; a tensor whose entry is False is treated as
             detached. Default: what ``requires_grad`` says. With dq alone and at most 128 keys nothing
-            is saved but q, k and v, unless torch differentiates its own function (a small call).
+            is saved but q, k and v, unless the call is left to torch, which differentiates its own way.
 
     A query whose keys are all masked gives 0 and zero gradients, as do all queries where M is 0. A NaN
     stays in its row. Differentiable once.

@@ -11,7 +11,12 @@ from ..registry import Backend, one_by_one
 from . import conv3x3 as _conv3x3
 from . import geglu as _geglu
 from . import native
-from .attention import attention, attention_backward
+from .attention import (
+    attention,
+    attention_backward,
+    prepare_attention,
+    prepare_attention_backward,
+)
 from .conv3x3 import conv3x3, conv3x3_dx
 from .denoising_loss import denoising_loss
 from .geglu import geglu, geglu_backward
@@ -70,6 +75,10 @@ BACKEND = Backend(
     },
     not_supported_reasons=_not_supported_reasons,
     status=_status,
+    prepare={
+        "attention": prepare_attention,
+        "attention_backward": prepare_attention_backward,
+    },
     missing=native.MISSING,
     variant=lambda: str(native.module().isa()),
 )

@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..outputs import gradients
-from .native import DTYPES, fresh, module
+from .native import DTYPES, fresh, is_large, module
 
-#: Address, dtype, and strides of image, head and row in elements.
-Heads = tuple[int, int, int, int, int]
-#: Address of float32, and strides of image, head, query and key, 0 where it is broadcast.
-Bias = tuple[int, int, int, int, int]
+#: Dtype, and strides of image, head and row in elements.
+Heads = tuple[int, int, int, int]
+#: Strides of image, head, query and key, 0 where it is broadcast.
+Bias = tuple[int, int, int, int]
 
 
 def _heads(x: Tensor | None) -> Heads | None:
     if x is None or x.numel() == 0:
         return None
     image, head, row, _ = x.stride()
-    return x.data_ptr(), DTYPES[x.dtype], image, head, row
+    return DTYPES[x.dtype], image, head, row
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _has_rows(x: Tensor) -> bool:
+    """Whether the numbers of one head lie side by side."""
+    return x.stride(3) == 1 or x.shape[3] == 1
 
 
 def _rows(x: Tensor) -> Tensor:
-    """With the numbers of one head side by side."""
-    return x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
+    return x if _has_rows(x) else x.contiguous()
 
 
 def _bias(bias: Tensor | None, keys: int) -> tuple[Bias | None, Tensor | None]:
-    """The bias as the kernels take it, and the tensor that must stay alive meanwhile."""
+    """The bias as the kernels take it, and the tensor of float32 that has these strides."""
     if bias is None:
         return None, None
     bias = bias.to(torch.float32)
@@ -40,12 +50,26 @@ def _bias(bias: Tensor | None, keys: int) -> tuple[Bias | None, Tensor | None]:
     strides = [0 if n == 1 else s for n, s in zip(bias.shape, bias.stride(), strict=True)]
     if bias.shape[2] > 1:
         strides[3] = 1
-    return (bias.data_ptr(), strides[0], strides[1], strides[2], strides[3]), bias
+    return (strides[0], strides[1], strides[2], strides[3]), bias
 
 
 def _shape(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
     images, heads, queries, size = q.shape
     return images, heads, queries, k.shape[2], size
+
+
+@lru_cache(maxsize=1024)
+def _kernel(*known: Any) -> Callable[..., None]:
+    """Takes the addresses of q, k, v, bias, out and lse, and a number of threads; `known` is the rest."""
+    kernel: Callable[..., None] = module().attention(*known)
+    return kernel
+
+
+@lru_cache(maxsize=1024)
+def _backward_kernel(*known: Any) -> Callable[..., None]:
+    """The same of grad_out, q, k, v, bias, out, lse, dq, dk and dv."""
+    kernel: Callable[..., None] = module().attention_backward(*known)
+    return kernel
 
 
 def attention(
@@ -61,19 +85,11 @@ def attention(
     lse = q.new_empty(*rows, dtype=torch.float32)  # a sequence takes twice as long
     if q.numel() == 0 or k.numel() == 0:
         return out.zero_(), lse.fill_(-math.inf)
-    to_bias, bias_ = _bias(bias, k.shape[2])
+    strides, bias = _bias(bias, k.shape[2])
     q, k, v = _rows(q), _rows(k), _rows(v)
-    module().attention(
-        _shape(q, k),
-        _heads(q),
-        _heads(k),
-        _heads(v),
-        to_bias,
-        scale,
-        _heads(out),
-        lse.data_ptr() if need_lse else 0,
-        torch.get_num_threads(),
-    )
+    kernel = _kernel(_shape(q, k), _heads(q), _heads(k), _heads(v), strides, scale, _heads(out))
+    tensors = (q, k, v, bias, out, lse if need_lse else None)
+    kernel(*map(_address, tensors), torch.get_num_threads())
     return out, lse
 
 
@@ -91,23 +107,122 @@ def attention_backward(
     dq, dk, dv = map(fresh, gradients(needs, (q, k, v)))
     if q.numel() == 0 or k.numel() == 0:
         return dq.zero_(), dk.zero_(), dv.zero_()
-    to_bias, bias_ = _bias(bias, k.shape[2])
+    strides, bias = _bias(bias, k.shape[2])
     grad_out, q, k, v = _rows(grad_out), _rows(q), _rows(k), _rows(v)
     out = None if out is None else _rows(out)
     lse = None if lse is None else lse.contiguous()
-    module().attention_backward(
+    wanted = [x if needed else None for x, needed in zip((dq, dk, dv), needs, strict=True)]
+    kernel = _backward_kernel(
         _shape(q, k),
-        _heads(grad_out),
-        _heads(q),
-        _heads(k),
-        _heads(v),
-        to_bias,
+        *map(_heads, (grad_out, q, k, v)),
+        strides,
         _heads(out),
-        0 if lse is None else lse.data_ptr(),
         scale,
-        _heads(dq),
-        _heads(dk),
-        _heads(dv),
-        torch.get_num_threads(),
+        *map(_heads, wanted),
     )
+    tensors = (grad_out, q, k, v, bias, out, lse, *wanted)
+    kernel(*map(_address, tensors), torch.get_num_threads())
     return dq, dk, dv
+
+
+# Both once more for tensors that are all like one call's, without looking at them again. A name of this
+# module, or of its function, is found at once; torch's own are found in dictionaries that nothing else
+# uses, and each takes about a microsecond once a kernel has gone through the caches.
+
+
+def _is_simple(bias: Tensor | None, *tensors: Tensor | None) -> bool:
+    """Whether a call needs neither copies nor large pages, and there is something to do."""
+    return bias is None and all(
+        x is None or (x.numel() > 0 and not is_large(x) and (x.dim() < 4 or _has_rows(x)))
+        for x in tensors
+    )
+
+
+def prepare_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    need_lse: bool,
+) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]] | None:
+    """``attention(q, k, v, bias, scale, need_lse)`` of q, k and v, if it is simple; without need_lse there
+    is None in its place."""
+    if not _is_simple(bias, q, k, v):
+        return None
+    of_out = _heads(torch.empty_like(q))
+    kernel = _kernel(_shape(q, k), _heads(q), _heads(k), _heads(v), None, scale, of_out)
+    empty_like, threads = torch.empty_like, torch.get_num_threads
+    # Like one that has this shape and no memory: half as long as naming shape and dtype.
+    like_lse = q.new_empty(1, dtype=torch.float32).expand(q.shape[:3])
+
+    def with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
+        out, lse = empty_like(q), empty_like(like_lse)
+        addresses = q.data_ptr(), k.data_ptr(), v.data_ptr(), 0, out.data_ptr(), lse.data_ptr()
+        kernel(*addresses, threads())
+        return out, lse
+
+    def without(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
+        out = empty_like(q)
+        kernel(q.data_ptr(), k.data_ptr(), v.data_ptr(), 0, out.data_ptr(), 0, threads())
+        return out, None
+
+    return with_lse if need_lse else without
+
+
+def prepare_attention_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    out: Tensor | None,
+    lse: Tensor | None,
+    scale: float,
+    needs: Sequence[bool],
+) -> Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]] | None:
+    """``attention_backward`` with these arguments, of (grad_out, q, k, v, out, lse), if it is simple;
+    there is None in place of what is not needed."""
+    if not _is_simple(bias, grad_out, q, k, v, out) or not (lse is None or lse.is_contiguous()):
+        return None
+    needs_q, needs_k, needs_v = needs
+    kernel = _backward_kernel(
+        _shape(q, k),
+        *map(_heads, (grad_out, q, k, v)),
+        None,
+        _heads(out),
+        scale,
+        *(
+            _heads(torch.empty_like(x)) if needed else None
+            for x, needed in zip((q, k, v), needs, strict=True)
+        ),
+    )
+    empty_like, threads = torch.empty_like, torch.get_num_threads
+
+    def run(
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor | None = None,
+        lse: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        dq = empty_like(q) if needs_q else None
+        dk = empty_like(k) if needs_k else None
+        dv = empty_like(v) if needs_v else None
+        kernel(
+            grad_out.data_ptr(),
+            q.data_ptr(),
+            k.data_ptr(),
+            v.data_ptr(),
+            0,
+            0 if out is None else out.data_ptr(),
+            0 if lse is None else lse.data_ptr(),
+            0 if dq is None else dq.data_ptr(),
+            0 if dk is None else dk.data_ptr(),
+            0 if dv is None else dv.data_ptr(),
+            threads(),
+        )
+        return dq, dk, dv
+
+    return run

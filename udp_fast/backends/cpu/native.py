@@ -94,12 +94,16 @@ def image_operand(image: Tensor) -> tuple[Operand, Tensor]:
 _MAPPED = 32 << 20
 
 
+def is_large(x: Tensor) -> bool:
+    return x.nbytes >= _MAPPED
+
+
 def fresh(x: Tensor) -> Tensor:
     """``x``, which nothing has been written to, in large pages if it has all its pages yet to find.
 
     A fault for each small one takes longer than what the kernels do with it.
     """
-    if x.nbytes >= _MAPPED:
+    if is_large(x):
         module().prefer_large_pages(x.data_ptr(), x.nbytes)
     return x
 

@@ -1,0 +1,87 @@
+"""Kernels of which all is known but addresses: csrc/prepared.cpp, and who calls them."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+
+import pytest
+import torch
+
+from udp_fast.backends.cpu import native
+
+# The module, whose name in the package is the function's.
+cpu = importlib.import_module("udp_fast.backends.cpu.attention")
+
+pytestmark = pytest.mark.skipif(bool(native.MISSING), reason=native.MISSING)
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+SCALE = 0.3
+
+
+def heads(rows, dtype=F32, layout="bnhd"):
+    """[2, 3, rows, 40], as layers make it, as it is written, or as a slice of one projection."""
+    if layout == "bnhd":
+        return torch.randn(2, rows, 3, 40).to(dtype).transpose(1, 2)
+    if layout == "bhnd":
+        return torch.randn(2, 3, rows, 40).to(dtype)
+    return torch.randn(2, rows, 3, 3, 40).to(dtype)[:, :, 1].transpose(1, 2)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+@pytest.mark.parametrize("layout", ["bnhd", "bhnd", "slice"])
+@pytest.mark.parametrize("keys", [9, 200])
+def test_a_prepared_call_is_the_call(keys, layout, dtype):
+    """To the bit and in the same strides, for other tensors than those it was prepared with."""
+    (q, grad), (k, v) = ([heads(rows, dtype, layout) for _ in range(2)] for rows in (70, keys))
+    like = [torch.empty_strided(x.shape, x.stride(), dtype=dtype) for x in (q, k, v)]
+    for need_lse in (False, True):
+        expected, lse = cpu.attention(q, k, v, None, SCALE, need_lse)
+        run = cpu.prepare_attention(*like, None, SCALE, need_lse)
+        out, its_lse = run(q, k, v)
+        assert torch.equal(out, expected)
+        assert out.stride() == expected.stride()
+        assert (its_lse is not None) == need_lse
+        assert its_lse is None or torch.equal(its_lse, lse)
+    for needs in itertools.product([False, True], repeat=3):
+        args = (None, out, lse, SCALE, needs)
+        right = cpu.attention_backward(grad, q, k, v, *args)
+        run = cpu.prepare_attention_backward(grad, *like, *args)
+        for x, y, needed in zip(run(grad, q, k, v, out, lse), right, needs, strict=True):
+            assert (x is not None) == needed
+            assert x is None or (torch.equal(x, y) and x.stride() == y.stride())
+
+
+def test_without_statistics():
+    q, grad, k, v = heads(70), heads(70), heads(9), heads(9)
+    args = (None, None, None, SCALE, (True, False, False))
+    right, _, _ = cpu.attention_backward(grad, q, k, v, *args)
+    dq, dk, dv = cpu.prepare_attention_backward(grad, q, k, v, *args)(grad, q, k, v)
+    assert torch.equal(dq, right)
+    assert dk is dv is None
+
+
+def test_what_needs_more_than_addresses_is_not_prepared(monkeypatch):
+    q, k = heads(70), heads(9)
+    apart = torch.randn(2, 3, 40, 70).transpose(2, 3)  # a head's numbers, not side by side
+    dq = (SCALE, (True, False, False))
+    assert cpu.prepare_attention(q, k, k, torch.zeros(1, 1, 1, 9), SCALE, False) is None
+    assert cpu.prepare_attention(apart, k, k, None, SCALE, False) is None
+    assert cpu.prepare_attention(q, k[:, :, :0], k[:, :, :0], None, SCALE, False) is None
+    assert cpu.prepare_attention_backward(apart, q, k, k, None, None, None, *dq) is None
+    assert cpu.prepare_attention_backward(q, q, k, k, None, apart, None, *dq) is None
+    lse = torch.zeros(2, 70, 3).transpose(1, 2)
+    assert cpu.prepare_attention_backward(q, q, k, k, None, q, lse, *dq) is None
+    monkeypatch.setattr(native, "_MAPPED", q.nbytes)  # its results are asked for in large pages
+    assert cpu.prepare_attention(q, k, k, None, SCALE, False) is None
+
+
+def test_a_kernel_says_what_it_was_not_given():
+    q, k = heads(70), heads(9)
+    kernel = cpu._kernel(cpu._shape(q, k), *map(cpu._heads, (q, k, k)), None, SCALE, cpu._heads(q))
+    with pytest.raises(TypeError, match="got 2 arguments, expected 7"):
+        kernel(q.data_ptr(), 1)
+    with pytest.raises(TypeError):
+        kernel(*map(cpu._address, (q, k, k)), 0, 0, 0, 1.5)
+    with pytest.raises(OverflowError):
+        kernel(*map(cpu._address, (q, k, k)), 0, 0, 0, -1)
