@@ -4,7 +4,7 @@
 
 From which size on our kernels are worth what is around a call: `udp_fast.backends.preference.MEASURED`'s
 ``least_work``. Forward where nothing is differentiated; forward and backward for dq alone and for all
-gradients. One call at a time, in any order, so that each finds the caches as another left them.
+gradients; with few keys also where a bias pads them, as a text's are. One call at a time, in any order, so that each finds the caches as another left them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,15 @@ SHAPES = (
 #: By name, which of q, k and v require a gradient.
 NEEDS = {"forward": (False,) * 3, "dq": (True, False, False), "all": (True,) * 3}
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def torchs(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, bias)
+
+
+def op(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    return attention(q, k, v, bias=bias)
 
 
 class TakenBy:
@@ -51,33 +59,41 @@ class TakenBy:
 
     def __init__(self, name: str) -> None:
         self.others = {"cpu", "sdpa"} - {name}
-        self.memory = Remembered(constants=3), Remembered(constants=2)
+        self.memory = Remembered(constants=2), Remembered(constants=2)
 
     def __call__(self) -> Attend:
         # The module, whose name in the package is the function's.
-        op: Any = importlib.import_module("udp_fast.ops.attention")
-        op._remembered, op._remembered_backward = self.memory
+        module: Any = importlib.import_module("udp_fast.ops.attention")
+        module._remembered, module._remembered_backward = self.memory
         preference.leaves = lambda name, op, args: name in self.others
-        return attention
+        return op
 
 
 def ratios(
-    shape: tuple[int, ...], needs: tuple[bool, ...], dtype: torch.dtype, seconds: float
+    shape: tuple[int, ...],
+    needs: tuple[bool, ...],
+    dtype: torch.dtype,
+    seconds: float,
+    padded: bool = False,
 ) -> str:
     """Torch's median time over that of the op by our kernels and left to torch."""
     ways = {
-        "torch": lambda: F.scaled_dot_product_attention,
+        "torch": lambda: torchs,
         OURS: TakenBy("cpu"),
         "left": TakenBy("sdpa"),
     }
     q, k, v, grad = operands(shape, dtype)
     q, k, v = (x.requires_grad_(needed) for x, needed in zip((q, k, v), needs, strict=True))
     leaves = [x for x in (q, k, v) if x.requires_grad]
+    bias = None
+    if padded:
+        bias = torch.zeros(shape[0], 1, 1, shape[3], dtype=dtype)
+        bias[..., shape[3] // 2 :] = -torch.inf
 
     def timed(name: str) -> tuple[float, float]:
         attend = ways[name]()
         start = time.perf_counter()
-        out = attend(q, k, v)
+        out = attend(q, k, v, bias)
         middle = time.perf_counter()
         if leaves:
             torch.autograd.grad(out, leaves, grad)
@@ -107,8 +123,10 @@ def main() -> None:
     for shape in SHAPES:
         work = math.prod(shape) / 1e6
         for name, needs in NEEDS.items():
-            found = ratios(shape, needs, dtype, seconds)
-            print(f"{work:6.2f} M {'×'.join(map(str, shape)):17} {name:7} {found}", flush=True)
+            for padded in (False, True) if shape[3] == 77 else (False,):
+                found = ratios(shape, needs, dtype, seconds, padded)
+                case = f"{work:6.2f} M {'×'.join(map(str, shape)):17} {name:7}"
+                print(f"{case} {'padded' if padded else '':6} {found}", flush=True)
 
 
 if __name__ == "__main__":

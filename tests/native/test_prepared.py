@@ -28,35 +28,52 @@ def heads(rows, dtype=F32, layout="bnhd"):
     return torch.randn(2, rows, 3, 3, 40).to(dtype)[:, :, 1].transpose(1, 2)
 
 
+BIASES = {
+    "without": lambda keys: (),
+    "of keys": lambda keys: (torch.randn(2, 1, 1, keys),),
+    "of scores": lambda keys: (torch.randn(2, 1, 70, keys),),
+    "a slice": lambda keys: (torch.randn(2, 3, 70, keys + 3)[..., 3:],),
+}
+
+
 @pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
 @pytest.mark.parametrize("layout", ["bnhd", "bhnd", "slice"])
+@pytest.mark.parametrize("biased", BIASES)
 @pytest.mark.parametrize("keys", [9, 200])
-def test_a_prepared_call_is_the_call(keys, layout, dtype):
+def test_a_prepared_call_is_the_call(keys, biased, layout, dtype):
     """To the bit and in the same strides, for other tensors than those it was prepared with."""
     (q, grad), (k, v) = ([heads(rows, dtype, layout) for _ in range(2)] for rows in (70, keys))
-    like = [torch.empty_strided(x.shape, x.stride(), dtype=dtype) for x in (q, k, v)]
-    for need_lse in (False, True):
-        expected, lse = cpu.attention(q, k, v, None, SCALE, need_lse)
-        run = cpu.prepare_attention(*like, None, SCALE, need_lse)
-        out, its_lse = run(q, k, v)
+    bias = BIASES[biased](keys)
+    like = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype) for x in (q, k, v, *bias)]
+    *qkv, its_bias = (*like, None)[:4]
+    for need_lse in (True, False):
+        expected, lse = cpu.attention(q, k, v, *(bias or (None,)), SCALE, need_lse)
+        run = cpu.prepare_attention(*qkv, its_bias, SCALE, need_lse)
+        out, its_lse = run(q, k, v, *bias)
         assert torch.equal(out, expected)
         assert out.stride() == expected.stride()
         assert (its_lse is not None) == need_lse
         assert its_lse is None or torch.equal(its_lse, lse)
+        if need_lse:
+            statistics = out, lse
     for needs in itertools.product([False, True], repeat=3):
-        args = (None, out, lse, SCALE, needs)
-        right = cpu.attention_backward(grad, q, k, v, *args)
-        run = cpu.prepare_attention_backward(grad, *like, *args)
-        for x, y, needed in zip(run(grad, q, k, v, out, lse), right, needs, strict=True):
+        args = (*statistics, SCALE, needs)
+        right = cpu.attention_backward(grad, q, k, v, *(bias or (None,)), *args)
+        run = cpu.prepare_attention_backward(grad, *qkv, its_bias, *args)
+        found = run(grad, q, k, v, *statistics, *bias)
+        for x, y, needed in zip(found, right, needs, strict=True):
             assert (x is not None) == needed
             assert x is None or (torch.equal(x, y) and x.stride() == y.stride())
 
 
-def test_without_statistics():
+@pytest.mark.parametrize("biased", ["without", "of keys"])
+def test_without_statistics(biased):
     q, grad, k, v = heads(70), heads(70), heads(9), heads(9)
-    args = (None, None, None, SCALE, (True, False, False))
+    bias = BIASES[biased](9)
+    args = (*(bias or (None,)), None, None, SCALE, (True, False, False))
     right, _, _ = cpu.attention_backward(grad, q, k, v, *args)
-    dq, dk, dv = cpu.prepare_attention_backward(grad, q, k, v, *args)(grad, q, k, v)
+    run = cpu.prepare_attention_backward(grad, q, k, v, *args)
+    dq, dk, dv = run(grad, q, k, v, *bias)
     assert torch.equal(dq, right)
     assert dk is dv is None
 
@@ -65,7 +82,10 @@ def test_what_needs_more_than_addresses_is_not_prepared(monkeypatch):
     q, k = heads(70), heads(9)
     apart = torch.randn(2, 3, 40, 70).transpose(2, 3)  # a head's numbers, not side by side
     dq = (SCALE, (True, False, False))
-    assert cpu.prepare_attention(q, k, k, torch.zeros(1, 1, 1, 9), SCALE, False) is None
+    across = torch.zeros(1, 1, 9, 70).transpose(2, 3)  # read along the keys
+    for bias in (torch.zeros(1, 1, 1, 9, dtype=BF16), across, torch.zeros(1, 3, 70, 1)):
+        assert cpu.prepare_attention(q, k, k, bias, SCALE, False) is None
+        assert cpu.prepare_attention_backward(q, q, k, k, bias, None, None, *dq) is None
     assert cpu.prepare_attention(apart, k, k, None, SCALE, False) is None
     assert cpu.prepare_attention(q, k[:, :, :0], k[:, :, :0], None, SCALE, False) is None
     assert cpu.prepare_attention_backward(apart, q, k, k, None, None, None, *dq) is None

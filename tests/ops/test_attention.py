@@ -638,19 +638,30 @@ def test_only_the_pinned_backend_runs(attention_backend, monkeypatch, caplog):
     ]
 
 
+REMEMBERED_BIASES = {
+    "": lambda shape: None,
+    "of keys": lambda shape: torch.randn(shape[0], 1, 1, shape[3]),
+    "of scores": lambda shape: torch.randn(shape[2], shape[3]),
+    "bfloat16": lambda shape: torch.randn(shape[0], 1, 1, shape[3]).to(BF16),
+    "mask": lambda shape: torch.randn(shape[0], 1, 1, shape[3]) > 0,
+}
+
+
 @pytest.mark.parametrize(
     "needs", [(False, False, False), (True, False, False), (True, True, True)], ids=str
 )
+@pytest.mark.parametrize("bias", REMEMBERED_BIASES)
 @pytest.mark.parametrize("shape", [LEFT, (1, 8, 256, 77, 40), (1, 4, 64, 144, 256)], ids=str)
 def test_a_call_like_an_earlier_one_is_neither_checked_nor_chosen_for(
-    shape, needs, remembered, monkeypatch
+    shape, bias, needs, remembered, monkeypatch
 ):
     """Whoever takes it, torch, its kernel in our backward, or ours."""
     *leaves, grad = operands(shape)
     leaves = [x.requires_grad_(n) for x, n in zip(leaves, needs, strict=True)]
+    given = REMEMBERED_BIASES[bias](shape)
 
     def results():
-        out = attention(*leaves)
+        out = attention(*leaves, bias=given)
         wanted = [x for x in leaves if x.requires_grad]
         return [out, *(torch.autograd.grad(out, wanted, grad) if wanted else ())]
 
@@ -690,7 +701,7 @@ def test_what_was_left_to_torch_once_is_chosen_anew_where_anything_differs(monke
 
 @pytest.mark.usefixtures("remembered")
 def test_only_so_many_calls_are_remembered(monkeypatch):
-    calls = Remembered(constants=3, most=3, most_of_a_key=2)
+    calls = Remembered(constants=2, most=3, most_of_a_key=2)
     monkeypatch.setattr(attention_module, "_remembered", calls)
     for n in range(1, 6):
         attention(*(torch.ones(1, 1, n, 8) for _ in range(3)))

@@ -83,22 +83,19 @@ torch.library.register_fake("udp_fast::attention", _fake)
 torch.library.register_fake("udp_fast::attention_backward", _fake_backward)
 
 
-def _save(ctx: Any, bias: Tensor | None, *tensors: Tensor) -> None:
-    """What a backward takes beside grad_out, in its order, and a bias behind it."""
-    ctx.set_materialize_grads(False)
-    ctx.has_bias = bias is not None
-    ctx.save_for_backward(*tensors, *(() if bias is None else (bias,)))
-
-
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     q, k, v, bias, ctx.scale, need_lse = inputs
-    out, lse = output
-    ctx.mark_non_differentiable(lse)
-    _save(ctx, bias, q, k, v, *((out, lse) if need_lse else ()))
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.has_bias = bias is not None
+    # What a backward takes beside grad_out, in its order.
+    ctx.save_for_backward(
+        q, k, v, *(output if need_lse else ()), *(() if bias is None else (bias,))
+    )
 
 
-# By scale, bias and needs, and by scale and needs; nothing is remembered of a call with a bias.
-_remembered, _remembered_backward = Remembered(constants=3), Remembered(constants=2)
+# Both by scale and needs, and by how many tensors there are.
+_remembered, _remembered_backward = Remembered(constants=2), Remembered(constants=2)
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -107,55 +104,49 @@ def _gradients(ctx: Any, grad_out: Tensor | None) -> Gradients:
     if grad_out is None:
         return None, None, None
     needs, tensors = ctx.needs_input_grad[:3], (grad_out, *ctx.saved_tensors)
-    if ctx.has_bias:
-        return _differentiate(tensors[-1], ctx.scale, needs, *tensors[:-1])
     if not is_dynamo_compiling():
         run = _remembered_backward.find(ctx.scale, needs, *tensors)
         if run is not None:
             found: Gradients = run(*tensors)
             return found
-    return _differentiate(None, ctx.scale, needs, *tensors)
+    return _differentiate(ctx.scale, needs, ctx.has_bias, *tensors)
 
 
-def _differentiate(
-    bias: Tensor | None,
-    scale: float,
-    needs: Needs,
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *statistics: Tensor,  # out and lse, if they were kept
-) -> Gradients:
+def _differentiate(scale: float, needs: Needs, has_bias: bool, *tensors: Tensor) -> Gradients:
+    """Of (grad_out, q, k, v) and what else is in ``tensors``: out and lse, and a bias."""
+    rest = len(tensors) - has_bias
+    _, q, k, v, *statistics = tensors[:rest]
     unneeded = needs_no_statistics(needs, k.shape[2])
-    if not statistics and not unneeded:
-        # Only a caller of the op itself, who did not foresee these gradients.
-        statistics = torch.ops.udp_fast.attention(q, k, v, bias, scale, True)
+    # Only a caller of the op itself did not foresee these gradients.
+    unforeseen = not statistics and not unneeded
 
-    def arguments(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *statistics: Tensor) -> Any:
-        out, lse = (None, None) if unneeded else statistics
+    def arguments(*tensors: Tensor) -> tuple[Any, ...]:
+        grad_out, q, k, v, *statistics = tensors[:rest]
+        bias = tensors[-1] if has_bias else None
+        out, lse = None, None
+        if unforeseen:
+            out, lse = torch.ops.udp_fast.attention(q, k, v, bias, scale, True)
+        elif not unneeded:
+            out, lse = statistics
         return grad_out, q, k, v, bias, out, lse, scale, list(needs)
 
     def wanted(grads: Sequence[Tensor]) -> Gradients:
         dq, dk, dv = (x if needed else None for x, needed in zip(grads, needs, strict=True))
         return dq, dk, dv
 
-    args = arguments(grad_out, q, k, v, *statistics)
-    if not check.is_plain(grad_out, q, k, v, bias):
+    args = arguments(*tensors)
+    if not check.is_plain(*tensors):
         return wanted(torch.ops.udp_fast.attention_backward(*args))
-    taker = dispatch.taker("attention_backward", args)
-    prepared = None if unneeded and statistics else taker.prepared("attention_backward", args)
-    if prepared is not None:
-        run = prepared
-    else:
-        kernel: Any = taker.ops["attention_backward"]
+    chosen = dispatch.taker("attention_backward", args)
+    kernel: Any = chosen.ops["attention_backward"]
 
-        def run(*tensors: Tensor) -> Gradients:
-            return wanted(kernel(*arguments(*tensors)))
+    def run(*tensors: Tensor) -> Gradients:
+        return wanted(kernel(*arguments(*tensors)))
 
-    grads: Gradients = run(grad_out, q, k, v, *statistics)
-    if bias is None:
-        _remembered_backward.keep(run, scale, needs, grad_out, q, k, v, *statistics)
+    if not unforeseen and not (unneeded and statistics):  # the arguments are the tensors
+        run = chosen.prepared("attention_backward", args) or run
+    grads = run(*tensors)
+    _remembered_backward.keep(run, scale, needs, *tensors)
     return grads
 
 
@@ -179,20 +170,22 @@ class _Eager(torch.autograd.Function):
     # In one function: for a setup_context of its own torch inspects forward's signature at each call,
     # which takes longer than a small latent's attention.
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: tuple[Any, ...]) -> Tensor:
-        kernel, bias, ctx.scale, need_lse = call
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: Any, *bias: Tensor) -> Tensor:
+        kernel, ctx.scale, need_lse = call
         out: Tensor
-        out, lse = kernel(q, k, v)
+        out, lse = kernel(q, k, v, *bias)
+        ctx.set_materialize_grads(False)
         if need_lse:
-            _save(ctx, bias, q, k, v, out, lse)
+            ctx.save_for_backward(q, k, v, out, lse, *bias)
         else:
-            _save(ctx, bias, q, k, v)
+            ctx.save_for_backward(q, k, v, *bias)
+        ctx.has_bias = bool(bias)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         dq, dk, dv = _gradients(ctx, grads[0])
-        return dq, dk, dv, None
+        return (dq, dk, dv, None, None) if ctx.has_bias else (dq, dk, dv, None)
 
 
 def _is_left_to_torch(chosen: Backend, args: tuple[Any, ...], wanted: Sequence[bool]) -> bool:
@@ -213,40 +206,38 @@ def _is_left_to_torch(chosen: Backend, args: tuple[Any, ...], wanted: Sequence[b
 
 
 def _eager(args: tuple[Any, ...], wanted: Sequence[bool]) -> Run:
-    """How the op is done to q, k and v without torch.library's dispatch."""
+    """How the op is done to q, k, v and a bias, if there is one, without torch.library's dispatch."""
     chosen = dispatch.taker("attention", args)
-    rest = args[3:]
-    bias, scale, need_lse = rest
+    q, k, v, bias, scale, need_lse = args
     if _is_left_to_torch(chosen, args, wanted):
-        sdpa, strides = F.scaled_dot_product_attention, args[0].stride()
+        sdpa, strides = F.scaled_dot_product_attention, q.stride()
 
-        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def left(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             out = sdpa(q, k, v, scale=scale)
             # Asked each time: torch's own choice, and with it the strides, may be steered as well.
             return out if out.stride() == strides else in_strides_of(q, out)
 
-        return run
+        return left
 
-    kernel: Any = chosen.prepared("attention", args)
-    if kernel is None:
-        op = chosen.ops["attention"]
+    op: Any = chosen.ops["attention"]
 
-        def kernel(q: Tensor, k: Tensor, v: Tensor) -> Any:
-            return op(q, k, v, *rest)
+    def kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Any:
+        return op(q, k, v, bias, scale, need_lse)
 
+    kernel = chosen.prepared("attention", args) or kernel
     if any(wanted):
         # Beneath what `apply` does about transforms of torch.func, and tensors that one has left behind:
         # `is_eager` knows of none here.
         apply = cast(Any, super(torch.autograd.Function, _Eager)).apply
-        call = kernel, bias, scale, need_lse
+        call = kernel, scale, need_lse
 
-        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            out: Tensor = apply(q, k, v, call)
+        def run(q: Tensor, k: Tensor, v: Tensor, *bias: Tensor) -> Tensor:
+            out: Tensor = apply(q, k, v, call, *bias)
             return out
     else:
 
-        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            out: Tensor = kernel(q, k, v)[0]
+        def run(q: Tensor, k: Tensor, v: Tensor, *bias: Tensor) -> Tensor:
+            out: Tensor = kernel(q, k, v, *bias)[0]
             return out
 
     return run
@@ -288,10 +279,7 @@ def _check_tensors(q: Any, k: Any, v: Any) -> None:
             )
 
 
-def _additive(bias: Any, q: Tensor, k: Tensor) -> Tensor | None:
-    """The bias with four dimensions; a mask as 0 where it is True and -inf where it is False."""
-    if bias is None:
-        return None
+def _check_bias(bias: Any, q: Tensor, k: Tensor) -> None:
     op = "attention"
     check.check_tensor(op, "bias", bias, (*check.FLOATS, torch.bool))
     scores = (*q.shape[:3], k.shape[2])
@@ -310,11 +298,13 @@ def _additive(bias: Any, q: Tensor, k: Tensor) -> Tensor | None:
             f"{op}: bias: requires grad; attention gives gradients of q, k and v alone (pass"
             " bias.detach())"
         )
+
+
+def _additive(bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """With four dimensions; a mask as 0 where it is True and -inf where it is False."""
     if bias.dtype == torch.bool:
-        bias = torch.zeros_like(bias, dtype=q.dtype).masked_fill_(~bias, -math.inf)
-    expanded = bias.reshape((1,) * (4 - bias.dim()) + tuple(bias.shape))
-    assert isinstance(expanded, Tensor)
-    return expanded
+        bias = torch.zeros_like(bias, dtype=dtype).masked_fill_(~bias, -math.inf)
+    return bias if bias.dim() == 4 else bias.reshape((1,) * (4 - bias.dim()) + tuple(bias.shape))
 
 
 def _check_needs(needs: Any) -> Needs:
@@ -361,35 +351,43 @@ def attention(
             or a bias that requires a gradient.
         RuntimeError: a second derivative was asked for: NotImplementedError, or torch's own error.
     """
+    given = (q, k, v) if bias is None else (q, k, v, bias)
     if not is_dynamo_compiling():
-        run = _remembered.find(scale, bias, needs, q, k, v)
+        run = _remembered.find(scale, needs, *given)
         if run is not None:
-            out: Tensor = run(q, k, v)
+            out: Tensor = run(*given)
             return out
-    given = (scale, bias, needs, q, k, v)
     _check_tensors(q, k, v)
+    constants = scale, needs
     if scale is None:
         scale = max(q.shape[3], 1) ** -0.5
     elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise TypeError(f"attention: scale: got {type(scale).__name__}, expected a number or None")
     elif not math.isfinite(scale):
         raise ValueError(f"attention: scale: got {scale}, expected a finite number")
-    bias = _additive(bias, q, k)
+    added = None
+    if bias is not None:
+        _check_bias(bias, q, k)
+        added = _additive(bias, q.dtype)
     if needs is not None:
         needs = _check_needs(needs)
         q, k, v = (x if needed else x.detach() for x, needed in zip((q, k, v), needs, strict=True))
     wanted = [torch.is_grad_enabled() and x.requires_grad for x in (q, k, v)]
     need_lse = any(wanted) and not needs_no_statistics(wanted, k.shape[2])
-    args = (q, k, v, bias, float(scale), need_lse)
-    if check.is_eager(q, k, v, bias):
-        run = _eager(args, wanted)
-        out = run(q, k, v)
-        if needs is None:  # nothing was detached
-            _remembered.keep(run, *given)
+    args = (q, k, v, added, float(scale), need_lse)
+    if not check.is_eager(q, k, v, added):
+        out, _ = torch.ops.udp_fast.attention(*args)
+        assert isinstance(out, Tensor)
         return out
-    out, _ = torch.ops.udp_fast.attention(*args)
-    assert isinstance(out, Tensor)
+    run = _eager(args, wanted)
+    out = run(q, k, v) if added is None else run(q, k, v, added)
+    if needs is None:  # nothing was detached
+        _remembered.keep(run if added is bias else _with_additive(run), *constants, *given)
     return out
+
+
+def _with_additive(run: Run) -> Run:
+    return lambda q, k, v, bias: run(q, k, v, _additive(bias, q.dtype))
 
 
 def backward_arguments(forward: tuple[Any, ...], needs: Sequence[bool]) -> tuple[Any, ...]:

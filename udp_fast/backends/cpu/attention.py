@@ -125,17 +125,21 @@ def attention_backward(
     return dq, dk, dv
 
 
-# Both once more for tensors that are all like one call's, without looking at them again. A name of this
-# module, or of its function, is found at once; torch's own are found in dictionaries that nothing else
-# uses, and each takes about a microsecond once a kernel has gone through the caches.
+# Both once more for tensors that are all like one call's, without looking at them again. Names of a
+# function's own are found at once; torch's are found in dictionaries that nothing else uses, and each takes
+# about a microsecond once a kernel has gone through the caches.
 
 
-def _is_simple(bias: Tensor | None, *tensors: Tensor | None) -> bool:
+def _is_simple(*tensors: Tensor | None) -> bool:
     """Whether a call needs neither copies nor large pages, and there is something to do."""
-    return bias is None and all(
+    return all(
         x is None or (x.numel() > 0 and not is_large(x) and (x.dim() < 4 or _has_rows(x)))
         for x in tensors
     )
+
+
+def _is_taken_as_it_is(bias: Tensor | None, as_taken: Tensor | None) -> bool:
+    return bias is None or (as_taken is not None and bias.data_ptr() == as_taken.data_ptr())
 
 
 def prepare_attention(
@@ -145,29 +149,35 @@ def prepare_attention(
     bias: Tensor | None,
     scale: float,
     need_lse: bool,
-) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]] | None:
-    """``attention(q, k, v, bias, scale, need_lse)`` of q, k and v, if it is simple; without need_lse there
-    is None in its place."""
-    if not _is_simple(bias, q, k, v):
+) -> Callable[..., tuple[Tensor, Tensor | None]] | None:
+    """``attention(q, k, v, bias, scale, need_lse)`` of (q, k, v) and a bias, if there is one, if it is
+    simple; without need_lse there is None in place of lse."""
+    strides, as_taken = _bias(bias, k.shape[2])
+    if not _is_simple(q, k, v) or not _is_taken_as_it_is(bias, as_taken):
         return None
     of_out = _heads(torch.empty_like(q))
-    kernel = _kernel(_shape(q, k), _heads(q), _heads(k), _heads(v), None, scale, of_out)
+    kernel = _kernel(_shape(q, k), _heads(q), _heads(k), _heads(v), strides, scale, of_out)
     empty_like, threads = torch.empty_like, torch.get_num_threads
     # Like one that has this shape and no memory: half as long as naming shape and dtype.
     like_lse = q.new_empty(1, dtype=torch.float32).expand(q.shape[:3])
 
-    def with_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
-        out, lse = empty_like(q), empty_like(like_lse)
-        addresses = q.data_ptr(), k.data_ptr(), v.data_ptr(), 0, out.data_ptr(), lse.data_ptr()
-        kernel(*addresses, threads())
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        out = empty_like(q)
+        lse = empty_like(like_lse) if need_lse else None
+        kernel(
+            q.data_ptr(),
+            k.data_ptr(),
+            v.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            out.data_ptr(),
+            0 if lse is None else lse.data_ptr(),
+            threads(),
+        )
         return out, lse
 
-    def without(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor | None]:
-        out = empty_like(q)
-        kernel(q.data_ptr(), k.data_ptr(), v.data_ptr(), 0, out.data_ptr(), 0, threads())
-        return out, None
-
-    return with_lse if need_lse else without
+    return run
 
 
 def prepare_attention_backward(
@@ -181,15 +191,18 @@ def prepare_attention_backward(
     scale: float,
     needs: Sequence[bool],
 ) -> Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]] | None:
-    """``attention_backward`` with these arguments, of (grad_out, q, k, v, out, lse), if it is simple;
-    there is None in place of what is not needed."""
-    if not _is_simple(bias, grad_out, q, k, v, out) or not (lse is None or lse.is_contiguous()):
+    """``attention_backward`` with these arguments, of (grad_out, q, k, v), out and lse if they are there,
+    and a bias if there is one, if it is simple; there is None in place of what is not needed."""
+    strides, as_taken = _bias(bias, k.shape[2])
+    if not _is_simple(grad_out, q, k, v, out) or not _is_taken_as_it_is(bias, as_taken):
+        return None
+    if lse is not None and not lse.is_contiguous():
         return None
     needs_q, needs_k, needs_v = needs
     kernel = _backward_kernel(
         _shape(q, k),
         *map(_heads, (grad_out, q, k, v)),
-        None,
+        strides,
         _heads(out),
         scale,
         *(
@@ -198,14 +211,10 @@ def prepare_attention_backward(
         ),
     )
     empty_like, threads = torch.empty_like, torch.get_num_threads
+    has_statistics, has_bias = out is not None, bias is not None
 
     def run(
-        grad_out: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor | None = None,
-        lse: Tensor | None = None,
+        grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         dq = empty_like(q) if needs_q else None
         dk = empty_like(k) if needs_k else None
@@ -215,9 +224,9 @@ def prepare_attention_backward(
             q.data_ptr(),
             k.data_ptr(),
             v.data_ptr(),
-            0,
-            0 if out is None else out.data_ptr(),
-            0 if lse is None else lse.data_ptr(),
+            rest[-1].data_ptr() if has_bias else 0,
+            rest[0].data_ptr() if has_statistics else 0,
+            rest[1].data_ptr() if has_statistics else 0,
             0 if dq is None else dq.data_ptr(),
             0 if dk is None else dk.data_ptr(),
             0 if dv is None else dv.data_ptr(),
