@@ -32,17 +32,9 @@ COMMON = (
     ["/std:c++17", "/O2", "/fp:precise", "/EHsc"]
     if MSVC
     # No contraction: an fma is where the source says so, and every instruction set gives equal bits.
-    else ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-g0"]
+    else ["-std=c++17", "-O2", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-g0"]
 )
-# The kernels are written in vectors and tiles, which need gcc's -O3: only there are loops over a tile
-# unrolled before its registers are given memory. What else -O3 looks for, these need not wait for.
-# Flags of gcc's: BuildNative leaves out what the compiler does not know. (Clang only warns of one.)
-ENOUGH = ["-fno-unswitch-loops", "-fvect-cost-model=very-cheap"]
-AVX2 = (
-    ["/arch:AVX2"]
-    if MSVC
-    else [*ENOUGH, "-Wno-ignored-optimization-argument", "-mavx2", "-mfma", "-mf16c"]
-)
+AVX2 = ["/arch:AVX2"] if MSVC else ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = (
     ["/arch:AVX512"]
     if MSVC
@@ -102,17 +94,13 @@ class BuildNative(build_ext):
     """Compiles in parallel, each file with its own flags or, if it ends in .cu, with nvcc."""
 
     def build_extension(self, ext: Extension) -> None:
-        from pybind11.setup_helpers import has_flag
-
         compiler = self.compiler
         compile_all = compiler.compile
-        unknown = set() if MSVC else {flag for flag in ENOUGH if not has_flag(compiler, flag)}
 
         def compile_one(source: str, options: dict[str, Any]) -> list[str]:
             if source.endswith(".cu"):
                 return [self.compile_cuda(source)]
-            own = [flag for flag in FLAGS.get(source, ()) if flag not in unknown]
-            flags = [*(options.pop("extra_postargs") or ()), *own]
+            flags = [*(options.pop("extra_postargs") or ()), *FLAGS.get(source, ())]
             return compile_all([source], extra_postargs=flags, **options)
 
         def compile_parallel(sources: list[str], **options: Any) -> list[str]:

@@ -10,6 +10,7 @@
 #include "../math/winograd.h"
 #include "product.h"
 #include "rows.h"
+#include "unrolled.h"
 
 namespace udp {
 namespace UDP_ISA {
@@ -23,20 +24,19 @@ struct Window {
 UDP_HD void conv_transform_tile(const Conv3x3& a, const Window& window, float* out) {
     for (int64_t c = 0; c < a.in; c += 16) {
         F half[6][6];
-        for (int j = 0; j < 6; ++j) {
-            F d[6], v[6];
-            for (int i = 0; i < 6; ++i) {
+        unrolled<6>([&](auto j) UDP_INLINED {
+            const auto at = [&](int i) UDP_INLINED {
                 const float* p = window.pixel[i][j];
-                d[i] = p == nullptr ? F(0.0f) : load_some(p + c, a.in - c);
-            }
-            winograd_input(d, v);
-            for (int i = 0; i < 6; ++i) half[i][j] = v[i];
-        }
-        for (int i = 0; i < 6; ++i) {
-            F v[6];
-            winograd_input(half[i], v);
-            for (int j = 0; j < 6; ++j) store16(out + (6 * i + j) * a.tiles_slice + c, v[j]);
-        }
+                return p == nullptr ? F(0.0f) : load_some(p + c, a.in - c);
+            };
+            const F d[6] = {at(0), at(1), at(2), at(3), at(4), at(5)};
+            winograd_input(d, [&](int i, const F& v) UDP_INLINED { half[i][j] = v; });
+        });
+        unrolled<6>([&](auto i) UDP_INLINED {
+            winograd_input(half[i], [&](int j, const F& v) UDP_INLINED {
+                store16(out + (6 * i + j) * a.tiles_slice + c, v);
+            });
+        });
     }
 }
 
@@ -78,7 +78,7 @@ UDP_HD void load_taps(const float* p, int64_t stride, int64_t rows, F (&taps)[9]
         }
         for (int tap = 0; tap < 9; ++tap) found[tap] = load16(values[tap]);
     }
-    for (int tap = 0; tap < 9; ++tap) taps[tap] = found[kFlipped ? 8 - tap : tap];
+    unrolled<9>([&](auto tap) UDP_INLINED { taps[tap] = found[kFlipped ? 8 - tap : tap]; });
 }
 
 template <bool kFlipped>
@@ -90,27 +90,24 @@ UDP_HD void conv_taps_of(const Conv3x3& a, int64_t first, int64_t c0, int64_t de
         for (int64_t c = 0; c < depth; ++c, w += a.in_stride, to += kConvPanel) {
             F g[9], columns[6][3];
             load_taps<kFlipped>(w, a.out_stride, a.out - k0, g);
-            for (int j = 0; j < 3; ++j) {
+            unrolled<3>([&](auto j) UDP_INLINED {
                 const F column[3] = {g[j], g[3 + j], g[6 + j]};
-                F u[6];
-                winograd_taps(column, u);
-                for (int i = 0; i < 6; ++i) columns[i][j] = u[i];
-            }
-            for (int i = 0; i < 6; ++i) {
-                F u[6];
-                winograd_taps(columns[i], u);
-                for (int j = 0; j < 6; ++j) {
-                    store16(to + (6 * i + j) * kConvPanels * kConvDepth * kConvPanel, u[j]);
-                }
-            }
+                winograd_taps(column, [&](int i, const F& u) UDP_INLINED { columns[i][j] = u; });
+            });
+            unrolled<6>([&](auto i) UDP_INLINED {
+                winograd_taps(columns[i], [&](int j, const F& u) UDP_INLINED {
+                    store16(to + (6 * i + j) * kConvPanels * kConvDepth * kConvPanel, u);
+                });
+            });
         }
     }
 }
 
 UDP_NOINLINE void conv_taps(const Conv3x3& a, int64_t first, int64_t c0, int64_t depth,
                             float* out) {
-    choose(a.flipped,
-           [&](auto flipped) { conv_taps_of<decltype(flipped)::value>(a, first, c0, depth, out); });
+    choose(a.flipped, [&](auto flipped) UDP_INLINED {
+        conv_taps_of<decltype(flipped)::value>(a, first, c0, depth, out);
+    });
 }
 
 // to[R][kConvPanel] (+)= tiles[R][depth] taps[depth][kConvPanel]
@@ -164,25 +161,22 @@ UDP_NOINLINE void conv_multiply(int64_t rows, const float* tiles, int64_t pitch,
 UDP_HD void conv_results(const Conv3x3& a, const float* products, int64_t slice, int64_t row,
                          int64_t column, int64_t k) {
     F half[4][6];
-    for (int j = 0; j < 6; ++j) {
-        F m[6], y[4];
-        for (int i = 0; i < 6; ++i) m[i] = load16(products + (6 * i + j) * slice);
-        winograd_output(m, y);
-        for (int i = 0; i < 4; ++i) half[i][j] = y[i];
-    }
+    unrolled<6>([&](auto j) UDP_INLINED {
+        const auto at = [&](int i) UDP_INLINED { return load16(products + (6 * i + j) * slice); };
+        const F m[6] = {at(0), at(1), at(2), at(3), at(4), at(5)};
+        winograd_output(m, [&](int i, const F& y) UDP_INLINED { half[i][j] = y; });
+    });
     const int64_t channels = a.out - k;
     const F bias = a.bias == nullptr ? F(0.0f) : load_some(a.bias + k, channels);
     float* image = a.y + row / a.tile_rows * a.height * a.width * a.out;
     for (int i = 0; i < 4; ++i) {
         const int64_t y = row % a.tile_rows * 4 + i;
         if (y >= a.height) return;
-        F values[4];
-        winograd_output(half[i], values);
-        for (int j = 0; j < 4; ++j) {
+        winograd_output(half[i], [&](int j, const F& value) UDP_INLINED {
             const int64_t x = column * 4 + j;
-            if (x >= a.width) break;
-            store_some(image + (y * a.width + x) * a.out + k, values[j] + bias, channels);
-        }
+            if (x >= a.width) return;
+            store_some(image + (y * a.width + x) * a.out + k, value + bias, channels);
+        });
     }
 }
 

@@ -4,6 +4,7 @@
 
 #include "../math/normal.h"
 #include "rows.h"
+#include "unrolled.h"
 
 namespace udp {
 namespace UDP_ISA {
@@ -38,9 +39,8 @@ UDP_NOINLINE void draw_words(const NoiseStream& stream, uint32_t block, int64_t 
         for (int64_t b = 0; b < kDrawn * next.size; b += 64) fetch(next.data + i * next.size + b);
         U w[kGroups][4];
         philox(block, stream, w);
-        for (int k = 0; k < 4 * kGroups; ++k) {
-            store16(buffer + i + 16 * k, as_float(w[k / 4][k % 4]));
-        }
+        unrolled<4 * kGroups>(
+            [&](auto k) UDP_INLINED { store16(buffer + i + 16 * k, as_float(w[k / 4][k % 4])); });
     }
 }
 
@@ -49,7 +49,9 @@ struct Uniforms {
     UDP_NOINLINE void from_words(int64_t n, float* buffer) {
         for (int64_t i = 0; i < n; i += 64) {
             F u[4];
-            for (int k = 0; k < 4; ++k) u[k] = uniform<F, U>(as_uint(load16(buffer + i + 16 * k)));
+            unrolled<4>([&](auto k) UDP_INLINED {
+                u[k] = uniform<F, U>(as_uint(load16(buffer + i + 16 * k)));
+            });
             interleave4(u, buffer + i);
         }
     }
@@ -67,10 +69,11 @@ struct Normals {
         to_radii(n, buffer);
         for (int64_t i = 0; i < n; i += 64) {
             F normals[4];
-            for (int k = 0; k < 4; k += 2) {
-                const float* pair = buffer + i + 16 * k;
-                rotate(load16(pair), as_uint(load16(pair + 16)), normals[k], normals[k + 1]);
-            }
+            unrolled<2>([&](auto k) UDP_INLINED {
+                const float* pair = buffer + i + 32 * k;
+                rotate(load16(pair), as_uint(load16(pair + 16)), normals[2 * k],
+                       normals[2 * k + 1]);
+            });
             interleave4(normals, buffer + i);
         }
     }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "../math/philox.h"
+#include "unrolled.h"
 
 namespace udp {
 namespace UDP_ISA {
@@ -66,8 +67,7 @@ UDP_HD void last_round(const Wide (&a)[4], const Wide (&b)[4], const WideStream<
 }
 
 // words[half]: the four words of blocks 2 * half and 2 * half + 1, packed. Four at once hide the
-// latency of a round. Each has an array of its own with constant indices: of one array for all,
-// indexed in loops, gcc's -O2 makes memory, and copying that took twice as long as the rounds.
+// latency of a round.
 template <class Wide>
 UDP_HD void philox_wide(Wide block0, Wide block1, Wide block2, Wide block3,
                         const WideStream<Wide>& s, Wide (&words)[2][4]) {
@@ -76,14 +76,14 @@ UDP_HD void philox_wide(Wide block0, Wide block1, Wide block2, Wide block3,
     first_rounds(block1, s, b);
     first_rounds(block2, s, c);
     first_rounds(block3, s, d);
-    UDP_UNROLL_ROUNDS
-    for (int r = 2; r < kPhiloxRounds - 1; ++r) {
+    unrolled<kPhiloxRounds - 3>([&](auto after) UDP_INLINED {
+        constexpr int r = 2 + decltype(after)::value;
         // One after the other: two products at a time are all that there is room for.
         philox_round(a, s.key0[r], s.key1[r]);
         philox_round(b, s.key0[r], s.key1[r]);
         philox_round(c, s.key0[r], s.key1[r]);
         philox_round(d, s.key0[r], s.key1[r]);
-    }
+    });
     last_round(a, b, s, words[0]);
     last_round(c, d, s, words[1]);
 }

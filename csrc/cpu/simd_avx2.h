@@ -8,6 +8,7 @@
 #include "../math/lanes.h"
 #include "../math/philox.h"
 #include "philox_wide.h"
+#include "unrolled.h"
 
 namespace udp {
 namespace UDP_ISA {
@@ -368,7 +369,7 @@ UDP_HD void philox(uint32_t first, const NoiseStream& s, U (&words)[kGroups][4])
     philox_wide(base + _mm256_setr_epi64x(0, 2, 1, 3), base + _mm256_setr_epi64x(4, 6, 5, 7),
                 base + _mm256_setr_epi64x(8, 10, 9, 11), base + _mm256_setr_epi64x(12, 14, 13, 15),
                 s, w);
-    for (int k = 0; k < 4; ++k) words[0][k] = U(w[0][k].v, w[1][k].v);
+    unrolled<4>([&](auto k) UDP_INLINED { words[0][k] = U(w[0][k].v, w[1][k].v); });
 }
 
 UDP_HD void interleave4(__m256 a, __m256 b, __m256 c, __m256 d, float* out) {
@@ -385,21 +386,25 @@ UDP_HD void interleave4(const F (&w)[4], float* out) {
 }
 
 // As in simd_avx512.h, for eight rows at a time.
+UDP_HD void load_columns4_of_8(const float* p, int64_t stride, __m256& a, __m256& b, __m256& c,
+                               __m256& d) {
+    const auto rows = [=](int i) UDP_INLINED {
+        const float* row = p + i * stride;
+        return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row)),
+                                    _mm_loadu_ps(row + 4 * stride), 1);
+    };
+    const __m256 r0 = rows(0), r1 = rows(1), r2 = rows(2), r3 = rows(3);
+    const __m256 lo01 = _mm256_unpacklo_ps(r0, r1), lo23 = _mm256_unpacklo_ps(r2, r3);
+    const __m256 hi01 = _mm256_unpackhi_ps(r0, r1), hi23 = _mm256_unpackhi_ps(r2, r3);
+    a = _mm256_shuffle_ps(lo01, lo23, 0x44);
+    b = _mm256_shuffle_ps(lo01, lo23, 0xee);
+    c = _mm256_shuffle_ps(hi01, hi23, 0x44);
+    d = _mm256_shuffle_ps(hi01, hi23, 0xee);
+}
 UDP_HD void load_columns4(const float* p, int64_t stride, F* columns) {
-    for (int half = 0; half < 2; ++half, p += 8 * stride) {
-        __m256 r[4];
-        for (int i = 0; i < 4; ++i) {
-            const float* row = p + i * stride;
-            r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row)),
-                                        _mm_loadu_ps(row + 4 * stride), 1);
-        }
-        const __m256 lo01 = _mm256_unpacklo_ps(r[0], r[1]), lo23 = _mm256_unpacklo_ps(r[2], r[3]);
-        const __m256 hi01 = _mm256_unpackhi_ps(r[0], r[1]), hi23 = _mm256_unpackhi_ps(r[2], r[3]);
-        const __m256 c[4] = {
-            _mm256_shuffle_ps(lo01, lo23, 0x44), _mm256_shuffle_ps(lo01, lo23, 0xee),
-            _mm256_shuffle_ps(hi01, hi23, 0x44), _mm256_shuffle_ps(hi01, hi23, 0xee)};
-        for (int k = 0; k < 4; ++k) (half == 0 ? columns[k].lo : columns[k].hi) = c[k];
-    }
+    F &a = columns[0], &b = columns[1], &c = columns[2], &d = columns[3];
+    load_columns4_of_8(p, stride, a.lo, b.lo, c.lo, d.lo);
+    load_columns4_of_8(p + 8 * stride, stride, a.hi, b.hi, c.hi, d.hi);
 }
 
 // Sums that a matrix product keeps in registers: rows, and vectors of 16 to each.

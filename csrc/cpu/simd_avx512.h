@@ -8,6 +8,7 @@
 #include "../math/lanes.h"
 #include "../math/philox.h"
 #include "philox_wide.h"
+#include "unrolled.h"
 
 namespace udp {
 namespace UDP_ISA {
@@ -316,9 +317,7 @@ UDP_HD void philox(uint32_t first, const NoiseStream& s, U (&words)[kGroups][4])
     const Wide base = Wide(first) + _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
     Wide w[kGroups][4];
     philox_wide(base, base + Wide(8u), base + Wide(16u), base + Wide(24u), s, w);
-    for (int g = 0; g < kGroups; ++g) {
-        for (int k = 0; k < 4; ++k) words[g][k] = w[g][k].v;
-    }
+    unrolled<4 * kGroups>([&](auto k) UDP_INLINED { words[k / 4][k % 4] = w[k / 4][k % 4].v; });
 }
 UDP_HD void interleave4(const F (&w)[4], float* out) {
     const __m512 ab_lo = _mm512_unpacklo_ps(w[0].v, w[1].v);
@@ -334,16 +333,16 @@ UDP_HD void interleave4(const F (&w)[4], float* out) {
 // Columns first .. first + 3 of 16 rows, each a vector: quarter q of `rows` holds rows q, q + 4,
 // ... of its four, which a transposition within quarters puts in order.
 UDP_HD void load_columns4(const float* p, int64_t stride, F* columns) {
-    __m512 r[4];
-    for (int i = 0; i < 4; ++i) {
+    const auto rows = [=](int i) UDP_INLINED {
         const float* row = p + i * stride;
-        r[i] = _mm512_castps128_ps512(_mm_loadu_ps(row));
-        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(row + 4 * stride), 1);
-        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(row + 8 * stride), 2);
-        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(row + 12 * stride), 3);
-    }
-    const __m512 lo01 = _mm512_unpacklo_ps(r[0], r[1]), lo23 = _mm512_unpacklo_ps(r[2], r[3]);
-    const __m512 hi01 = _mm512_unpackhi_ps(r[0], r[1]), hi23 = _mm512_unpackhi_ps(r[2], r[3]);
+        __m512 r = _mm512_castps128_ps512(_mm_loadu_ps(row));
+        r = _mm512_insertf32x4(r, _mm_loadu_ps(row + 4 * stride), 1);
+        r = _mm512_insertf32x4(r, _mm_loadu_ps(row + 8 * stride), 2);
+        return _mm512_insertf32x4(r, _mm_loadu_ps(row + 12 * stride), 3);
+    };
+    const __m512 r0 = rows(0), r1 = rows(1), r2 = rows(2), r3 = rows(3);
+    const __m512 lo01 = _mm512_unpacklo_ps(r0, r1), lo23 = _mm512_unpacklo_ps(r2, r3);
+    const __m512 hi01 = _mm512_unpackhi_ps(r0, r1), hi23 = _mm512_unpackhi_ps(r2, r3);
     columns[0] = _mm512_shuffle_ps(lo01, lo23, 0x44);
     columns[1] = _mm512_shuffle_ps(lo01, lo23, 0xee);
     columns[2] = _mm512_shuffle_ps(hi01, hi23, 0x44);

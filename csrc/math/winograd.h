@@ -7,7 +7,9 @@
 // (the sixth is infinity). In float32 the points matter: the customary 0, +-1, +-2 lose twice as
 // many bits as 0, +-3/4, +-3/2, whose powers are short binary fractions, too.
 //
-// Each function is the transform along one axis, of as many columns as F has lanes.
+// Each function is the transform along one axis, of as many columns as F has lanes. What it finds
+// it gives to out(index, value): there is then no array, which a compiler would keep in memory
+// until it has unrolled the loop over it.
 #pragma once
 
 #include "lanes.h"
@@ -24,8 +26,8 @@ UDP_HD F winograd_constant(double value) {
 }
 
 // v = B^T d
-template <class F>
-UDP_HD void winograd_input(const F (&d)[6], F (&v)[6]) {
+template <class F, class Out>
+UDP_HD void winograd_input(const F (&d)[6], Out out) {
     using P = WinogradPoints;
     const F product = winograd_constant<F>(P::a2 * P::b2);
     const F sum = winograd_constant<F>(-(P::a2 + P::b2));
@@ -34,17 +36,17 @@ UDP_HD void winograd_input(const F (&d)[6], F (&v)[6]) {
     const F odd_a = winograd_constant<F>(P::a) * fma(minus_b2, d[1], d[3]);
     const F even_b = fma(minus_a2, d[2], d[4]);
     const F odd_b = winograd_constant<F>(P::b) * fma(minus_a2, d[1], d[3]);
-    v[0] = fma(product, d[0], fma(sum, d[2], d[4]));
-    v[1] = even_a + odd_a;
-    v[2] = even_a - odd_a;
-    v[3] = even_b + odd_b;
-    v[4] = even_b - odd_b;
-    v[5] = fma(product, d[1], fma(sum, d[3], d[5]));
+    out(0, fma(product, d[0], fma(sum, d[2], d[4])));
+    out(1, even_a + odd_a);
+    out(2, even_a - odd_a);
+    out(3, even_b + odd_b);
+    out(4, even_b - odd_b);
+    out(5, fma(product, d[1], fma(sum, d[3], d[5])));
 }
 
 // u = G g
-template <class F>
-UDP_HD void winograd_taps(const F (&g)[3], F (&u)[6]) {
+template <class F, class Out>
+UDP_HD void winograd_taps(const F (&g)[3], Out out) {
     using P = WinogradPoints;
     constexpr double na = 2 * P::a2 * (P::a2 - P::b2), nb = 2 * P::b2 * (P::b2 - P::a2);
     const F even_a =
@@ -53,25 +55,26 @@ UDP_HD void winograd_taps(const F (&g)[3], F (&u)[6]) {
     const F even_b =
         fma(winograd_constant<F>(P::b2 / nb), g[2], winograd_constant<F>(1 / nb) * g[0]);
     const F odd_b = winograd_constant<F>(P::b / nb) * g[1];
-    u[0] = winograd_constant<F>(1 / (P::a2 * P::b2)) * g[0];
-    u[1] = even_a + odd_a;
-    u[2] = even_a - odd_a;
-    u[3] = even_b + odd_b;
-    u[4] = even_b - odd_b;
-    u[5] = g[2];
+    out(0, winograd_constant<F>(1 / (P::a2 * P::b2)) * g[0]);
+    out(1, even_a + odd_a);
+    out(2, even_a - odd_a);
+    out(3, even_b + odd_b);
+    out(4, even_b - odd_b);
+    out(5, g[2]);
 }
 
 // y = A^T m
-template <class F>
-UDP_HD void winograd_output(const F (&m)[6], F (&y)[4]) {
+template <class F, class Out>
+UDP_HD void winograd_output(const F (&m)[6], Out out) {
     using P = WinogradPoints;
     const F sum_a = m[1] + m[2], difference_a = m[1] - m[2];
     const F sum_b = m[3] + m[4], difference_b = m[3] - m[4];
-    y[0] = m[0] + sum_a + sum_b;
-    y[1] = fma(winograd_constant<F>(P::a), difference_a, winograd_constant<F>(P::b) * difference_b);
-    y[2] = fma(winograd_constant<F>(P::a2), sum_a, winograd_constant<F>(P::b2) * sum_b);
-    y[3] = fma(winograd_constant<F>(P::a * P::a2), difference_a,
-               fma(winograd_constant<F>(P::b * P::b2), difference_b, m[5]));
+    out(0, m[0] + sum_a + sum_b);
+    out(1,
+        fma(winograd_constant<F>(P::a), difference_a, winograd_constant<F>(P::b) * difference_b));
+    out(2, fma(winograd_constant<F>(P::a2), sum_a, winograd_constant<F>(P::b2) * sum_b));
+    out(3, fma(winograd_constant<F>(P::a * P::a2), difference_a,
+               fma(winograd_constant<F>(P::b * P::b2), difference_b, m[5])));
 }
 
 }  // namespace udp
