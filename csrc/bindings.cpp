@@ -1,6 +1,7 @@
 // udp_fast._native: the kernels for Python. Tensors come as addresses, sizes and strides, so this
 // needs no torch to build and serves any torch. udp_fast/backends/cpu prepares the arguments and
-// has checked them; nothing is checked here but what would not parse.
+// has checked them; nothing is checked here but what would not parse. For attention these are
+// functions that take the addresses alone (prepared.h).
 #include <pybind11/pybind11.h>
 
 #include <array>
@@ -222,18 +223,19 @@ py::object owned(PyObject* made) {
     return py::reinterpret_steal<py::object>(made);
 }
 
-py::object attention(const py::tuple& shape, const py::object& q, const py::object& k,
-                     const py::object& v, const py::object& bias, double scale,
-                     const py::object& out) {
+py::object attention_kernel(const py::tuple& shape, const py::object& q, const py::object& k,
+                            const py::object& v, const py::object& bias, double scale,
+                            const py::object& out) {
     return owned(udp::prepared(udp::Attention{attention_shape(shape), heads(q), heads(k), heads(v),
                                               heads(out), bias_of(bias), static_cast<float>(scale),
                                               nullptr}));
 }
 
-py::object attention_backward(const py::tuple& shape, const py::object& grad_out,
-                              const py::object& q, const py::object& k, const py::object& v,
-                              const py::object& bias, const py::object& out, double scale,
-                              const py::object& dq, const py::object& dk, const py::object& dv) {
+py::object attention_backward_kernel(const py::tuple& shape, const py::object& grad_out,
+                                     const py::object& q, const py::object& k, const py::object& v,
+                                     const py::object& bias, const py::object& out, double scale,
+                                     const py::object& dq, const py::object& dk,
+                                     const py::object& dv) {
     return owned(udp::prepared(udp::AttentionBackward{
         attention_shape(shape), heads(grad_out), heads(q), heads(k), heads(v), heads(out),
         heads(dq), heads(dk), heads(dv), bias_of(bias), static_cast<float>(scale), nullptr}));
@@ -313,8 +315,8 @@ PYBIND11_MODULE(_native, m) {
     m.def("image_scale", &image_scale);
     m.def("conv3x3", &conv3x3);
     m.def("geglu", &geglu);
-    m.def("attention", &attention);
-    m.def("attention_backward", &attention_backward);
+    m.def("attention_kernel", &attention_kernel);
+    m.def("attention_backward_kernel", &attention_backward_kernel);
     m.def("group_norm", &group_norm);
     m.def("group_norm_backward", &group_norm_backward);
 

@@ -11,6 +11,8 @@ namespace udp {
 
 namespace {
 
+constexpr Py_ssize_t kMost = 11;
+
 // What a call gives, in its order, to be taken one by one.
 class Given {
   public:
@@ -33,7 +35,6 @@ class Given {
     int threads() { return static_cast<int>(values_[next_++]); }
 
   private:
-    static constexpr int kMost = 12;
     unsigned long long values_[kMost];
     int next_ = 0;
 };
@@ -55,6 +56,7 @@ void place(AttentionBackward& a, Given& given) {
 
 template <class Args, auto kernel, Py_ssize_t count>
 PyObject* run(PyObject* self, PyObject* const* args, Py_ssize_t n) {
+    static_assert(count <= kMost, "no room for so many");
     const auto* known = static_cast<const Args*>(PyCapsule_GetPointer(self, nullptr));
     Given given;
     if (known == nullptr || !given.read(args, n, count)) return nullptr;
@@ -68,9 +70,13 @@ PyObject* run(PyObject* self, PyObject* const* args, Py_ssize_t n) {
     } catch (const std::bad_alloc&) {
         PyEval_RestoreThread(state);
         return PyErr_NoMemory();
-    } catch (const std::exception& error) {
+    } catch (const std::invalid_argument& error) {
         PyEval_RestoreThread(state);
         PyErr_SetString(PyExc_ValueError, error.what());
+        return nullptr;
+    } catch (const std::exception& error) {
+        PyEval_RestoreThread(state);
+        PyErr_SetString(PyExc_RuntimeError, error.what());
         return nullptr;
     }
     Py_RETURN_NONE;

@@ -1,7 +1,8 @@
-// Loops over a few registers. Below gcc's -O3, which takes a third longer to compile, a loop is
-// unrolled after arrays that it goes through were given memory; these go through registers.
+// Loops over a few registers. Below gcc's -O3 a loop is unrolled after arrays that it goes through
+// were given memory; these go through registers.
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
 #include "../math/lanes.h"

@@ -94,6 +94,7 @@ def test_what_needs_more_than_addresses_is_not_prepared(monkeypatch):
     assert cpu.prepare_attention_backward(q, q, k, k, None, q, lse, *dq) is None
     monkeypatch.setattr(native, "_MAPPED", q.nbytes)  # its results are asked for in large pages
     assert cpu.prepare_attention(q, k, k, None, SCALE, False) is None
+    assert cpu.prepare_attention_backward(q, q, k, k, None, None, None, *dq) is None
 
 
 def test_a_kernel_says_what_it_was_not_given():

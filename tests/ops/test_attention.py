@@ -547,7 +547,7 @@ def test_explain_says_who_and_why():
     assert said.backward is not None
     if ours_measured(backend("cpu").variant()):
         assert said.backward.chosen == "cpu"
-        assert "dq alone: ours measured at least" in str(said)
+        assert "dq alone: our kernels measured at least" in str(said)
     else:
         assert said.backward.chosen == "sdpa"
     assert explain("attention", q.detach(), k, v).backward is None
@@ -697,6 +697,46 @@ def test_what_was_left_to_torch_once_is_chosen_anew_where_anything_differs(monke
     with caplog.at_level(logging.INFO, "udp_fast.dispatch"):
         attention(q, k, v)
     assert caplog.messages == ["attention -> reference (float32[2, 4, 8, 192] on cpu)"]
+
+
+def test_a_backward_that_nobody_foresaw_forms_the_statistics_once(monkeypatch):
+    """Of the op itself, called without them."""
+    monkeypatch.setenv("UDP_FAST_BACKEND", "cpu" if not backend("cpu").missing else "reference")
+    q, k, v, grad = operands((1, 2, 9, 7, 16))
+    right = torch.autograd.grad(
+        attention(*(x.requires_grad_() for x in (q, k, v))), (q, k, v), grad
+    )
+    forwards = []
+    called = dispatch.call
+    monkeypatch.setattr(
+        dispatch, "call", lambda op, *args: forwards.append(op) or called(op, *args)
+    )
+    for n in (1, 2):
+        out, _ = torch.ops.udp_fast.attention(q, k, v, None, 0.25, False)
+        assert all(map(torch.equal, torch.autograd.grad(out, (q, k, v), grad), right))
+        assert forwards.count("attention") == 2 * n
+
+
+@pytest.mark.usefixtures("remembered")
+def test_a_bias_of_a_remembered_call_must_not_require_a_gradient_either():
+    q, k, v, _ = operands((1, 2, 9, 7, 16))
+    bias = torch.randn(1, 1, 1, 7, requires_grad=True)
+    with torch.no_grad():
+        assert torch.equal(attention(q, k, v, bias=bias), attention(q, k, v, bias=bias))
+    with pytest.raises(ValueError, match="bias: requires grad"):
+        attention(q, k, v, bias=bias)
+
+
+@pytest.mark.usefixtures("remembered")
+def test_a_bias_changed_before_a_remembered_backward_is_an_error():
+    q, k, v, grad = operands((1, 2, 9, 7, 16))
+    q.requires_grad_()
+    bias = torch.randn(1, 1, 1, 7)
+    torch.autograd.grad(attention(q, k, v, bias=bias), q, grad)
+    out = attention(q, k, v, bias=bias)
+    bias.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(out, q, grad)
 
 
 @pytest.mark.usefixtures("remembered")

@@ -25,7 +25,7 @@ OURS_ON_GPU = ("cuda", "triton")
 
 @dataclass(frozen=True)
 class Measured:
-    """Calls on the CPU for which ours were faster than torch on every shape that was measured."""
+    """Calls on the CPU for which our kernels were faster than torch's on every shape that was measured."""
 
     op: str
     gradients: str  #: "" forward, "dq" that alone, "all": dk or dv as well
@@ -57,9 +57,9 @@ TORCHS_OWN = frozenset(("conv3x3", "conv3x3_dx"))
 #:
 #: ``least_work``: python -m benchmarks.attention_calls, forward and backward together on that Zen 3. Below,
 #: what is around a call takes longer than our kernels gain; left to torch it then takes 0.95 to 0.99 of the
-#: speed of torch's function. Heads up to 160 gain at every size there with two threads (1.01 to 2.1); with
-#: one, all gradients together of less than some 5 million products take 0.9 to 1.0. Not measured anew for
-#: AVX-512 since remembered calls take less time.
+#: speed of torch's function. Heads up to 160 gain at every size there with two threads (1.01 to 2.1 times
+#: its speed); with one, all gradients together of less than some 5 million products reach 0.9 to 1.0 of it.
+#: Not measured anew for AVX-512 since remembered calls take less time.
 MEASURED = (
     Measured(FORWARD, "", "avx512", F32, 512, 1.07, least_work=5_000_000),
     Measured(FORWARD, "", "avx512", F16, 160, 1.7, least_work=400_000),
@@ -146,4 +146,6 @@ def remark(name: str, op: str, args: tuple[Any, ...]) -> str:
     row = _on_cpu(op, args)
     if row is None:
         return f"{what}: ours not measured to be faster (preference.MEASURED)"
-    return f"{what}: ours measured at least {row.ratio:g} times as fast (preference.MEASURED)"
+    return (
+        f"{what}: our kernels measured at least {row.ratio:g} times as fast (preference.MEASURED)"
+    )

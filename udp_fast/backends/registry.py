@@ -37,7 +37,7 @@ class Backend:
     `python -m udp_fast.info`: what was found, or why the backend is not usable on this machine.
     ``missing`` says why it cannot take any call in this process (not built, no driver); empty if
     it can. ``variant()`` names the kernels that this machine gets, where there are several kinds.
-    ``prepare`` has, for some ops, a function that takes the same arguments and returns one that does
+    ``prepares`` has, for some ops, a function that takes the same arguments and returns one that does
     this to other tensors that are like these, in less time, or None.
     """
 
@@ -47,11 +47,11 @@ class Backend:
     status: Callable[[], str]
     missing: str = ""
     variant: Callable[[], str] = str
-    prepare: Mapping[str, Callable[..., Callable[..., Any] | None]] = field(default_factory=dict)
+    prepares: Mapping[str, Callable[..., Callable[..., Any] | None]] = field(default_factory=dict)
 
     def prepared(self, op: str, args: tuple[Any, ...]) -> Callable[..., Any] | None:
-        """What ``prepare`` has for this call."""
-        prepare = self.prepare.get(op)
+        """What ``prepares`` has for this call."""
+        prepare = self.prepares.get(op)
         return None if prepare is None else prepare(*args)
 
 

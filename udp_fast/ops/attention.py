@@ -140,12 +140,13 @@ def _differentiate(scale: float, needs: Needs, has_bias: bool, *tensors: Tensor)
     chosen = dispatch.taker("attention_backward", args)
     kernel: Any = chosen.ops["attention_backward"]
 
+    grads = wanted(kernel(*args))
+
     def run(*tensors: Tensor) -> Gradients:
         return wanted(kernel(*arguments(*tensors)))
 
     if not unforeseen and not (unneeded and statistics):  # the arguments are the tensors
         run = chosen.prepared("attention_backward", args) or run
-    grads = run(*tensors)
     _remembered_backward.keep(run, scale, needs, *tensors)
     return grads
 
@@ -190,7 +191,7 @@ class _Eager(torch.autograd.Function):
 
 def _is_left_to_torch(chosen: Backend, args: tuple[Any, ...], wanted: Sequence[bool]) -> bool:
     """Whether torch's kernels take the forward and the backward that would follow it, so that torch
-    may differentiate its function itself: our way there and back takes as long as a small attention.
+    may differentiate its function itself: our way there and back takes time, and gains nothing.
 
     Not on a GPU, nor with a bias, nor under autocast: the function may then take other kernels, and
     other dtypes.
@@ -205,8 +206,11 @@ def _is_left_to_torch(chosen: Backend, args: tuple[Any, ...], wanted: Sequence[b
     )
 
 
-def _eager(args: tuple[Any, ...], wanted: Sequence[bool]) -> Run:
-    """How the op is done to q, k, v and a bias, if there is one, without torch.library's dispatch."""
+def _eager(args: tuple[Any, ...], wanted: Sequence[bool], comes_again: bool) -> Run:
+    """How the op is done to q, k, v and a bias, if there is one, without torch.library's dispatch.
+
+    ``comes_again``: whether that will be done to others, for which it may be prepared.
+    """
     chosen = dispatch.taker("attention", args)
     q, k, v, bias, scale, need_lse = args
     if _is_left_to_torch(chosen, args, wanted):
@@ -224,7 +228,8 @@ def _eager(args: tuple[Any, ...], wanted: Sequence[bool]) -> Run:
     def kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Any:
         return op(q, k, v, bias, scale, need_lse)
 
-    kernel = chosen.prepared("attention", args) or kernel
+    if comes_again:
+        kernel = chosen.prepared("attention", args) or kernel
     if any(wanted):
         # Beneath what `apply` does about transforms of torch.func, and tensors that one has left behind:
         # `is_eager` knows of none here.
@@ -379,9 +384,10 @@ def attention(
         out, _ = torch.ops.udp_fast.attention(*args)
         assert isinstance(out, Tensor)
         return out
-    run = _eager(args, wanted)
+    comes_again = needs is None  # else something was detached
+    run = _eager(args, wanted, comes_again)
     out = run(q, k, v) if added is None else run(q, k, v, added)
-    if needs is None:  # nothing was detached
+    if comes_again:
         _remembered.keep(run if added is bias else _with_additive(run), *constants, *given)
     return out
 

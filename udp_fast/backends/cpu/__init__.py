@@ -75,7 +75,7 @@ BACKEND = Backend(
     },
     not_supported_reasons=_not_supported_reasons,
     status=_status,
-    prepare={
+    prepares={
         "attention": prepare_attention,
         "attention_backward": prepare_attention_backward,
     },

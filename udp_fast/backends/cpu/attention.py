@@ -61,14 +61,14 @@ def _shape(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
 @lru_cache(maxsize=1024)
 def _kernel(*known: Any) -> Callable[..., None]:
     """Takes the addresses of q, k, v, bias, out and lse, and a number of threads; `known` is the rest."""
-    kernel: Callable[..., None] = module().attention(*known)
+    kernel: Callable[..., None] = module().attention_kernel(*known)
     return kernel
 
 
 @lru_cache(maxsize=1024)
 def _backward_kernel(*known: Any) -> Callable[..., None]:
     """The same of grad_out, q, k, v, bias, out, lse, dq, dk and dv."""
-    kernel: Callable[..., None] = module().attention_backward(*known)
+    kernel: Callable[..., None] = module().attention_backward_kernel(*known)
     return kernel
 
 
@@ -130,16 +130,15 @@ def attention_backward(
 # about a microsecond once a kernel has gone through the caches.
 
 
-def _is_simple(*tensors: Tensor | None) -> bool:
+def _is_simple(bias: Tensor | None, keys: int, *tensors: Tensor | None) -> bool:
     """Whether a call needs neither copies nor large pages, and there is something to do."""
-    return all(
-        x is None or (x.numel() > 0 and not is_large(x) and (x.dim() < 4 or _has_rows(x)))
-        for x in tensors
-    )
-
-
-def _is_taken_as_it_is(bias: Tensor | None, as_taken: Tensor | None) -> bool:
-    return bias is None or (as_taken is not None and bias.data_ptr() == as_taken.data_ptr())
+    if bias is not None:
+        a_row_each = bias.shape[2] > 1  # read along the keys
+        if bias.dtype != torch.float32 or (
+            a_row_each and (bias.shape[3] != keys or bias.stride(3) != 1)
+        ):
+            return False
+    return all(x is None or (x.numel() > 0 and not is_large(x) and _has_rows(x)) for x in tensors)
 
 
 def prepare_attention(
@@ -152,9 +151,9 @@ def prepare_attention(
 ) -> Callable[..., tuple[Tensor, Tensor | None]] | None:
     """``attention(q, k, v, bias, scale, need_lse)`` of (q, k, v) and a bias, if there is one, if it is
     simple; without need_lse there is None in place of lse."""
-    strides, as_taken = _bias(bias, k.shape[2])
-    if not _is_simple(q, k, v) or not _is_taken_as_it_is(bias, as_taken):
+    if not _is_simple(bias, k.shape[2], q, k, v):
         return None
+    strides, _ = _bias(bias, k.shape[2])
     of_out = _heads(torch.empty_like(q))
     kernel = _kernel(_shape(q, k), _heads(q), _heads(k), _heads(v), strides, scale, of_out)
     empty_like, threads = torch.empty_like, torch.get_num_threads
@@ -193,11 +192,11 @@ def prepare_attention_backward(
 ) -> Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]] | None:
     """``attention_backward`` with these arguments, of (grad_out, q, k, v), out and lse if they are there,
     and a bias if there is one, if it is simple; there is None in place of what is not needed."""
-    strides, as_taken = _bias(bias, k.shape[2])
-    if not _is_simple(grad_out, q, k, v, out) or not _is_taken_as_it_is(bias, as_taken):
+    if not _is_simple(bias, k.shape[2], grad_out, q, k, v, out):
         return None
     if lse is not None and not lse.is_contiguous():
         return None
+    strides, _ = _bias(bias, k.shape[2])
     needs_q, needs_k, needs_v = needs
     kernel = _backward_kernel(
         _shape(q, k),
