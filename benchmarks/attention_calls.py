@@ -4,7 +4,8 @@
 
 From which size on our kernels are worth what is around a call: `udp_fast.backends.preference.MEASURED`'s
 ``least_work``. Forward where nothing is differentiated; forward and backward for dq alone and for all
-gradients; with few keys also where a bias pads them, as a text's are. One call at a time, in any order, so that each finds the caches as another left them.
+gradients; with few keys also where a bias pads them, as a text's are. One call at a time, in any order, so
+that each finds the caches as another left them.
 """
 
 from __future__ import annotations

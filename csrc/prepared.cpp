@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "cpu/attention_launch.h"
+#include "fastcall.h"
 
 namespace udp {
 
@@ -54,6 +55,17 @@ void place(AttentionBackward& a, Given& given) {
     for (Heads* heads : {&a.dq, &a.dk, &a.dv}) heads->data = given.address();
 }
 
+// While it lives Python's other threads run; it has ended when an error is made Python's.
+class WithoutPython {
+  public:
+    WithoutPython() : state_(PyEval_SaveThread()) {}
+    ~WithoutPython() { PyEval_RestoreThread(state_); }
+    WithoutPython(const WithoutPython&) = delete;
+
+  private:
+    PyThreadState* state_;
+};
+
 template <class Args, auto kernel, Py_ssize_t count>
 PyObject* run(PyObject* self, PyObject* const* args, Py_ssize_t n) {
     static_assert(count <= kMost, "no room for so many");
@@ -63,19 +75,15 @@ PyObject* run(PyObject* self, PyObject* const* args, Py_ssize_t n) {
     Args placed = *known;
     place(placed, given);
     const int threads = given.threads();
-    PyThreadState* const state = PyEval_SaveThread();
     try {
+        const WithoutPython others_run;
         kernel(placed, threads);
-        PyEval_RestoreThread(state);
     } catch (const std::bad_alloc&) {
-        PyEval_RestoreThread(state);
         return PyErr_NoMemory();
     } catch (const std::invalid_argument& error) {
-        PyEval_RestoreThread(state);
         PyErr_SetString(PyExc_ValueError, error.what());
         return nullptr;
     } catch (const std::exception& error) {
-        PyEval_RestoreThread(state);
         PyErr_SetString(PyExc_RuntimeError, error.what());
         return nullptr;
     }
@@ -100,14 +108,10 @@ PyObject* function(PyMethodDef* method, const Args& args) {
     return result;
 }
 
-PyCFunction as_method(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
-    return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
-}
-
-PyMethodDef forward = {"attention", as_method(&run<Attention, &attention, 7>), METH_FASTCALL,
+PyMethodDef forward = {"attention", fastcall(&run<Attention, &attention, 7>), METH_FASTCALL,
                        "(q, k, v, bias, out, lse, threads)"};
 PyMethodDef backward = {"attention_backward",
-                        as_method(&run<AttentionBackward, &attention_backward, 11>), METH_FASTCALL,
+                        fastcall(&run<AttentionBackward, &attention_backward, 11>), METH_FASTCALL,
                         "(grad_out, q, k, v, bias, out, lse, dq, dk, dv, threads)"};
 
 }  // namespace

@@ -3,6 +3,8 @@
 // together.
 #include "remembered.h"
 
+#include "fastcall.h"
+
 namespace udp {
 
 namespace {
@@ -138,10 +140,9 @@ PyObject* find(PyObject* self, PyObject* const* args, Py_ssize_t n) {
 }
 
 PyMethodDef methods[] = {
-    {"find", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&find)), METH_FASTCALL,
+    {"find", fastcall(&find), METH_FASTCALL,
      "The run of an earlier call like this one, or None; values first, tensors last."},
-    {"key", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&key)), METH_FASTCALL,
-     "What such a call is looked for by, or None."},
+    {"key", fastcall(&key), METH_FASTCALL, "What such a call is looked for by, or None."},
 };
 
 }  // namespace

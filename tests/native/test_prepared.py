@@ -99,7 +99,7 @@ def test_what_needs_more_than_addresses_is_not_prepared(monkeypatch):
 
 def test_a_kernel_says_what_it_was_not_given():
     q, k = heads(70), heads(9)
-    kernel = cpu._kernel(cpu._shape(q, k), *map(cpu._heads, (q, k, k)), None, SCALE, cpu._heads(q))
+    kernel = cpu._kernel(q, k, k, None, SCALE, q)
     with pytest.raises(TypeError, match="got 2 arguments, expected 7"):
         kernel(q.data_ptr(), 1)
     with pytest.raises(TypeError):

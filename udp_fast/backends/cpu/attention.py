@@ -27,6 +27,7 @@ def _heads(x: Tensor | None) -> Heads | None:
 
 
 def _address(x: Tensor | None) -> int:
+    """0 also of what has size 0, for nobody wants it."""
     return 0 if x is None else x.data_ptr()
 
 
@@ -58,18 +59,37 @@ def _shape(q: Tensor, k: Tensor) -> tuple[int, int, int, int, int]:
     return images, heads, queries, k.shape[2], size
 
 
-@lru_cache(maxsize=1024)
-def _kernel(*known: Any) -> Callable[..., None]:
-    """Takes the addresses of q, k, v, bias, out and lse, and a number of threads; `known` is the rest."""
-    kernel: Callable[..., None] = module().attention_kernel(*known)
+Kernel = Callable[..., None]
+
+
+@lru_cache(maxsize=2048)
+def _prepared(name: str, *known: Any) -> Kernel:
+    kernel: Kernel = getattr(module(), name)(*known)
     return kernel
 
 
-@lru_cache(maxsize=1024)
-def _backward_kernel(*known: Any) -> Callable[..., None]:
+def _kernel(
+    q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float, out: Tensor
+) -> Kernel:
+    """For such tensors: takes the addresses of q, k, v, bias, out and lse, and a number of threads."""
+    of_qkv = map(_heads, (q, k, v))
+    return _prepared("attention_kernel", _shape(q, k), *of_qkv, bias, scale, _heads(out))
+
+
+def _backward_kernel(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Bias | None,
+    out: Tensor | None,
+    scale: float,
+    grads: Sequence[Tensor],
+) -> Kernel:
     """The same of grad_out, q, k, v, bias, out, lse, dq, dk and dv."""
-    kernel: Callable[..., None] = module().attention_backward_kernel(*known)
-    return kernel
+    given = map(_heads, (grad_out, q, k, v))
+    known = _shape(q, k), *given, bias, _heads(out), scale, *map(_heads, grads)
+    return _prepared("attention_backward_kernel", *known)
 
 
 def attention(
@@ -87,9 +107,8 @@ def attention(
         return out.zero_(), lse.fill_(-math.inf)
     strides, bias = _bias(bias, k.shape[2])
     q, k, v = _rows(q), _rows(k), _rows(v)
-    kernel = _kernel(_shape(q, k), _heads(q), _heads(k), _heads(v), strides, scale, _heads(out))
-    tensors = (q, k, v, bias, out, lse if need_lse else None)
-    kernel(*map(_address, tensors), torch.get_num_threads())
+    kernel = _kernel(q, k, v, strides, scale, out)
+    kernel(*map(_address, (q, k, v, bias, out, lse)), torch.get_num_threads())
     return out, lse
 
 
@@ -104,25 +123,19 @@ def attention_backward(
     scale: float,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = map(fresh, gradients(needs, (q, k, v)))
+    grads = dq, dk, dv = gradients(needs, (q, k, v))
+    for grad in grads:
+        fresh(grad)
     if q.numel() == 0 or k.numel() == 0:
         return dq.zero_(), dk.zero_(), dv.zero_()
     strides, bias = _bias(bias, k.shape[2])
     grad_out, q, k, v = _rows(grad_out), _rows(q), _rows(k), _rows(v)
     out = None if out is None else _rows(out)
     lse = None if lse is None else lse.contiguous()
-    wanted = [x if needed else None for x, needed in zip((dq, dk, dv), needs, strict=True)]
-    kernel = _backward_kernel(
-        _shape(q, k),
-        *map(_heads, (grad_out, q, k, v)),
-        strides,
-        _heads(out),
-        scale,
-        *map(_heads, wanted),
-    )
-    tensors = (grad_out, q, k, v, bias, out, lse, *wanted)
+    kernel = _backward_kernel(grad_out, q, k, v, strides, out, scale, grads)
+    tensors = (grad_out, q, k, v, bias, out, lse, *grads)
     kernel(*map(_address, tensors), torch.get_num_threads())
-    return dq, dk, dv
+    return grads
 
 
 # Both once more for tensors that are all like one call's, without looking at them again. Names of a
@@ -154,8 +167,7 @@ def prepare_attention(
     if not _is_simple(bias, k.shape[2], q, k, v):
         return None
     strides, _ = _bias(bias, k.shape[2])
-    of_out = _heads(torch.empty_like(q))
-    kernel = _kernel(_shape(q, k), _heads(q), _heads(k), _heads(v), strides, scale, of_out)
+    kernel = _kernel(q, k, v, strides, scale, torch.empty_like(q))
     empty_like, threads = torch.empty_like, torch.get_num_threads
     # Like one that has this shape and no memory: half as long as naming shape and dtype.
     like_lse = q.new_empty(1, dtype=torch.float32).expand(q.shape[:3])
@@ -198,17 +210,8 @@ def prepare_attention_backward(
         return None
     strides, _ = _bias(bias, k.shape[2])
     needs_q, needs_k, needs_v = needs
-    kernel = _backward_kernel(
-        _shape(q, k),
-        *map(_heads, (grad_out, q, k, v)),
-        strides,
-        _heads(out),
-        scale,
-        *(
-            _heads(torch.empty_like(x)) if needed else None
-            for x, needed in zip((q, k, v), needs, strict=True)
-        ),
-    )
+    grads = gradients(needs, (q, k, v))
+    kernel = _backward_kernel(grad_out, q, k, v, strides, out, scale, grads)
     empty_like, threads = torch.empty_like, torch.get_num_threads
     has_statistics, has_bias = out is not None, bias is not None
 
