@@ -23,199 +23,265 @@ namespace {
 using udp::Operand;
 using udp::PerImage;
 
-// So many numbers. (What pybind11 has for arrays takes longer to compile than a kernel.)
-template <size_t count, class T = int64_t>
-std::array<T, count> numbers(const py::tuple& t) {
-    std::array<T, count> found;
-    for (size_t i = 0; i < count; ++i) found[i] = t[i].cast<T>();
-    return found;
-}
-
-// (images, channels, pixels)
-udp::Shape shape_of(const py::tuple& t) {
-    const auto [images, channels, pixels] = numbers<3>(t);
-    return {images, channels, pixels};
-}
-
-// (address, dtype, image stride, channel stride, pixel stride) or None
-Operand operand(const py::object& object) {
-    if (object.is_none()) return {};
-    const py::tuple t = py::reinterpret_borrow<py::tuple>(object);
-    return {reinterpret_cast<void*>(t[0].cast<uintptr_t>()),
-            static_cast<udp::DType>(t[1].cast<int>()), t[2].cast<int64_t>(), t[3].cast<int64_t>(),
-            t[4].cast<int64_t>()};
-}
-
-// (address, stride) or None
-template <class T>
-PerImage<T> per_image(const py::object& object) {
-    if (object.is_none()) return {};
-    const py::tuple t = py::reinterpret_borrow<py::tuple>(object);
-    return {reinterpret_cast<const T*>(t[0].cast<uintptr_t>()), t[1].cast<int64_t>()};
-}
-
-// Address of int64 [images, 3] rows (key, draw | step << 32, stream), or 0.
-std::vector<udp::NoiseKey> noise_keys(uintptr_t address, int64_t images) {
-    std::vector<udp::NoiseKey> keys;
-    const uint64_t* row = reinterpret_cast<const uint64_t*>(address);
-    for (int64_t b = 0; row != nullptr && b < images; ++b, row += 3) {
-        const auto low = [](uint64_t word) { return static_cast<uint32_t>(word); };
-        keys.push_back(
-            {low(row[0]), low(row[0] >> 32), low(row[1]), low(row[1] >> 32), low(row[2])});
+// What a call or a tuple holds, taken in its order. All kernels have one signature so: what
+// pybind11 makes of a dozen takes a third as long to compile as a whole instruction set.
+class Arguments {
+  public:
+    Arguments(const char* name, py::handle tuple, Py_ssize_t count) : tuple_(tuple.ptr()) {
+        if (!PyTuple_Check(tuple_) || PyTuple_GET_SIZE(tuple_) != count) {
+            throw py::type_error(std::string(name) + ": got " + std::string(py::repr(tuple)) +
+                                 ", expected a tuple of " + std::to_string(count));
+        }
     }
-    return keys;
-}
 
-const udp::NoiseKey* data(const std::vector<udp::NoiseKey>& keys) {
-    return keys.empty() ? nullptr : keys.data();
-}
+    py::handle next() { return PyTuple_GET_ITEM(tuple_, next_++); }
+    int64_t integer() {
+        const int64_t value = PyLong_AsLongLong(next().ptr());
+        if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+        return value;
+    }
+    int small() { return static_cast<int>(integer()); }
+    bool flag() { return integer() != 0; }
+    double number() {
+        const double value = PyFloat_AsDouble(next().ptr());
+        if (value == -1.0 && PyErr_Occurred()) throw py::error_already_set();
+        return value;
+    }
+    template <class T>
+    T* address() {
+        return reinterpret_cast<T*>(static_cast<uintptr_t>(integer()));
+    }
 
-void pgd_step(const py::tuple& shape, const py::object& delta, const py::object& gradient,
-              const py::object& original, const py::object& mask, const py::object& adversarial,
-              const py::object& alpha, const py::object& eps, int step, int norm, bool maximize,
-              double lo, double hi, double out_lo, double out_hi, uintptr_t skipped, int threads) {
+    template <size_t count>
+    std::array<int64_t, count> integers() {
+        Arguments of("sizes or strides", next(), count);
+        std::array<int64_t, count> found;
+        for (int64_t& one : found) one = of.integer();
+        return found;
+    }
+    // (images, channels, pixels)
+    udp::Shape shape() {
+        const auto [images, channels, pixels] = integers<3>();
+        return {images, channels, pixels};
+    }
+    // (address, dtype, image stride, channel stride, pixel stride) or None
+    Operand operand() {
+        const py::handle given = next();
+        if (given.is_none()) return {};
+        Arguments of("operand", given, 5);
+        Operand found;
+        found.data = of.address<void>();
+        found.type = static_cast<udp::DType>(of.integer());
+        found.image = of.integer();
+        found.channel = of.integer();
+        found.pixel = of.integer();
+        return found;
+    }
+    // (address, stride) or None
+    template <class T>
+    PerImage<T> per_image() {
+        const py::handle given = next();
+        if (given.is_none()) return {};
+        Arguments of("per image", given, 2);
+        PerImage<T> found;
+        found.data = of.address<const T>();
+        found.stride = of.integer();
+        return found;
+    }
+    // (dtype, image stride, head stride, row stride) or None
+    udp::Heads heads() {
+        const py::handle given = next();
+        if (given.is_none()) return {};
+        Arguments of("heads", given, 4);
+        udp::Heads found;
+        found.type = static_cast<udp::DType>(of.integer());
+        found.image = of.integer();
+        found.head = of.integer();
+        found.row = of.integer();
+        return found;
+    }
+    // (image stride, head stride, query stride, key stride) or None
+    udp::Bias bias() {
+        const py::handle given = next();
+        if (given.is_none()) return {};
+        Arguments of("bias", given, 4);
+        udp::Bias found;
+        found.image = of.integer();
+        found.head = of.integer();
+        found.query = of.integer();
+        found.key = of.integer();
+        return found;
+    }
+
+  private:
+    PyObject* tuple_;
+    Py_ssize_t next_ = 0;
+};
+
+// From the address of int64 [images, 3] rows (key, draw | step << 32, stream), or 0.
+class NoiseKeys {
+  public:
+    NoiseKeys(const uint64_t* row, int64_t images) {
+        const auto low = [](uint64_t word) { return static_cast<uint32_t>(word); };
+        for (int64_t b = 0; row != nullptr && b < images; ++b, row += 3) {
+            keys_.push_back(
+                {low(row[0]), low(row[0] >> 32), low(row[1]), low(row[1] >> 32), low(row[2])});
+        }
+    }
+    const udp::NoiseKey* data() const { return keys_.empty() ? nullptr : keys_.data(); }
+
+  private:
+    std::vector<udp::NoiseKey> keys_;
+};
+
+// (shape, delta, gradient, original, mask, adversarial, alpha, eps, step, norm, maximize, lo, hi,
+// out_lo, out_hi, skipped, threads)
+void pgd_step(Arguments& given) {
     udp::PgdStep args{};
-    args.delta = operand(delta);
-    args.gradient = operand(gradient);
-    args.original = operand(original);
-    args.mask = operand(mask);
-    args.adversarial = operand(adversarial);
+    const udp::Shape shape = given.shape();
+    for (Operand* operand :
+         {&args.delta, &args.gradient, &args.original, &args.mask, &args.adversarial}) {
+        *operand = given.operand();
+    }
+    const auto alpha = given.per_image<float>(), eps = given.per_image<float>();
+    const auto step = static_cast<udp::Step>(given.integer());
+    const auto norm = static_cast<udp::Norm>(given.integer());
+    const bool maximize = given.flag();
+    const double lo = given.number(), hi = given.number();
+    const double out_lo = given.number(), out_hi = given.number();
     const auto narrow = [](double a) { return static_cast<float>(a); };
     args.range = {narrow(lo),     narrow(hi),     narrow(hi - lo),
                   narrow(out_lo), narrow(out_hi), narrow((out_hi - out_lo) / (hi - lo))};
     args.maps_range = lo != out_lo || hi != out_hi;
-    const udp::Shape sizes = shape_of(shape);
-    const auto alphas = per_image<float>(alpha), bounds = per_image<float>(eps);
+    int64_t* skipped = given.address<int64_t>();
+    const int threads = given.small();
     py::gil_scoped_release release;
-    udp::pgd_step(args, sizes, alphas, bounds, static_cast<udp::Step>(step),
-                  static_cast<udp::Norm>(norm), maximize, reinterpret_cast<int64_t*>(skipped),
-                  threads);
+    udp::pgd_step(args, shape, alpha, eps, step, norm, maximize, skipped, threads);
 }
 
-udp::Schedule schedule(const py::object& t, uintptr_t table, bool flow) {
-    return {per_image<int64_t>(t), reinterpret_cast<const float*>(table), flow};
+// t, table, flow
+udp::Schedule schedule(Arguments& given, bool may_flow) {
+    udp::Schedule found;
+    found.t = given.per_image<int64_t>();
+    found.table = given.address<const float>();
+    found.flow = may_flow && given.flag();
+    return found;
 }
 
-void q_sample(const py::tuple& shape, const py::object& x, const py::object& t, uintptr_t table,
-              bool flow, const py::object& noise, uintptr_t keys, const py::object& noisy,
-              const py::object& noise_out, int threads) {
+// (shape, x, t, table, flow, noise, keys, noisy, noise_out, threads)
+void q_sample(Arguments& given) {
     udp::QSample args{};
-    args.x = operand(x);
-    args.noise = operand(noise);
-    args.noisy = operand(noisy);
-    args.noise_out = operand(noise_out);
-    const udp::Shape sizes = shape_of(shape);
-    const std::vector<udp::NoiseKey> rows = noise_keys(keys, sizes.images);
-    args.keys = data(rows);
-    const udp::Schedule levels = schedule(t, table, flow);
+    const udp::Shape shape = given.shape();
+    args.x = given.operand();
+    const udp::Schedule levels = schedule(given, true);
+    args.noise = given.operand();
+    const NoiseKeys keys(given.address<const uint64_t>(), shape.images);
+    args.keys = keys.data();
+    args.noisy = given.operand();
+    args.noise_out = given.operand();
+    const int threads = given.small();
     py::gil_scoped_release release;
-    udp::q_sample(args, sizes, levels, threads);
+    udp::q_sample(args, shape, levels, threads);
 }
 
-void denoising_loss(const py::tuple& shape, const py::object& prediction, const py::object& target,
-                    const py::object& x, const py::object& t, uintptr_t table,
-                    const py::object& noise, uintptr_t keys, const py::object& weight, int kind,
-                    const py::object& gradient, double grad_scale, uintptr_t loss, int threads) {
+// (shape, prediction, target, x, t, table, noise, keys, weight, kind, gradient, grad_scale, loss,
+// threads)
+void denoising_loss(Arguments& given) {
     udp::DenoisingLoss args{};
-    args.prediction = operand(prediction);
-    args.target = operand(target);
-    args.x = operand(x);
-    args.noise = operand(noise);
-    args.gradient = operand(gradient);
-    args.kind = static_cast<udp::Target>(kind);
-    const udp::Shape sizes = shape_of(shape);
-    const std::vector<udp::NoiseKey> rows = noise_keys(keys, sizes.images);
-    args.keys = data(rows);
-    const udp::Schedule levels = schedule(t, table, false);
-    const auto weights = per_image<float>(weight);
+    const udp::Shape shape = given.shape();
+    args.prediction = given.operand();
+    args.target = given.operand();
+    args.x = given.operand();
+    const udp::Schedule levels = schedule(given, false);
+    args.noise = given.operand();
+    const NoiseKeys keys(given.address<const uint64_t>(), shape.images);
+    args.keys = keys.data();
+    const auto weight = given.per_image<float>();
+    args.kind = static_cast<udp::Target>(given.integer());
+    args.gradient = given.operand();
+    const double grad_scale = given.number();
+    float* loss = given.address<float>();
+    const int threads = given.small();
     py::gil_scoped_release release;
-    udp::denoising_loss(args, sizes, levels, weights, grad_scale, reinterpret_cast<float*>(loss),
-                        threads);
+    udp::denoising_loss(args, shape, levels, weight, grad_scale, loss, threads);
 }
 
-void quantize(const py::tuple& shape, const py::object& value, const py::object& original,
-              const py::object& eps, uintptr_t keys, bool is_image, double lo, double hi,
-              const py::object& out, int threads) {
+// (shape, value, original, eps, keys, is_image, lo, hi, out, threads)
+void quantize(Arguments& given) {
     udp::Quantize args{};
-    args.value = operand(value);
-    args.original = operand(original);
-    args.out = operand(out);
-    args.is_image = is_image;
+    const udp::Shape shape = given.shape();
+    args.value = given.operand();
+    args.original = given.operand();
+    const auto eps = given.per_image<float>();
+    const NoiseKeys keys(given.address<const uint64_t>(), shape.images);
+    args.keys = keys.data();
+    args.is_image = given.flag();
+    const double lo = given.number(), hi = given.number();
     args.lo = static_cast<float>(lo);
     args.to_levels = static_cast<float>(255.0 / (hi - lo));
-    const udp::Shape sizes = shape_of(shape);
-    const std::vector<udp::NoiseKey> rows = noise_keys(keys, sizes.images);
-    args.keys = data(rows);
-    const auto bounds = per_image<float>(eps);
+    args.out = given.operand();
+    const int threads = given.small();
     py::gil_scoped_release release;
-    udp::quantize(args, sizes, bounds, threads);
+    udp::quantize(args, shape, eps, threads);
 }
 
-void image_scale(const py::tuple& shape, const py::object& x, const py::object& scale,
-                 const py::object& out, int threads) {
+// (shape, x, scale, out, threads)
+void image_scale(Arguments& given) {
     udp::ImageScale args{};
-    args.x = operand(x);
-    args.out = operand(out);
-    args.scale = per_image<float>(scale);
-    const udp::Shape sizes = shape_of(shape);
+    const udp::Shape shape = given.shape();
+    args.x = given.operand();
+    args.scale = given.per_image<float>();
+    args.out = given.operand();
+    const int threads = given.small();
     py::gil_scoped_release release;
-    udp::image_scale(args, sizes, threads);
+    udp::image_scale(args, shape, threads);
 }
 
-// (rows, columns of y)
-void geglu(const py::tuple& shape, uintptr_t x, uintptr_t grad, uintptr_t y, int threads) {
-    const auto [rows, columns] = numbers<2>(shape);
-    const udp::Geglu args{reinterpret_cast<const float*>(x), reinterpret_cast<const float*>(grad),
-                          reinterpret_cast<float*>(y), rows, columns};
+// ((rows, columns of y), x, grad, y, threads)
+void geglu(Arguments& given) {
+    udp::Geglu args{};
+    const auto [rows, columns] = given.integers<2>();
+    args.rows = rows;
+    args.columns = columns;
+    args.x = given.address<const float>();
+    args.grad = given.address<const float>();
+    args.y = given.address<float>();
+    const int threads = given.small();
     py::gil_scoped_release release;
     udp::geglu(args, threads);
 }
 
-// sizes: (images, height, width, in, out); x_strides: (image, row, pixel); strides: (out, in), the
-// weight's.
-void conv3x3(const py::tuple& sizes, uintptr_t x, uintptr_t weight, const py::tuple& x_strides,
-             const py::tuple& strides, bool flipped, uintptr_t bias, uintptr_t y, int threads) {
+// ((images, height, width, in, out), x, weight, strides of x: (image, row, pixel), of the weight:
+// (out, in), flipped, bias, y, threads)
+void conv3x3(Arguments& given) {
     udp::Conv3x3 args{};
-    const auto [images, height, width, in, out] = numbers<5>(sizes);
+    const auto [images, height, width, in, out] = given.integers<5>();
     args.images = images;
     args.height = height;
     args.width = width;
     args.in = in;
     args.out = out;
-    args.x = reinterpret_cast<const float*>(x);
-    args.weight = reinterpret_cast<const float*>(weight);
-    args.bias = reinterpret_cast<const float*>(bias);
-    args.y = reinterpret_cast<float*>(y);
-    const auto [image, row, pixel] = numbers<3>(x_strides);
+    args.x = given.address<const float>();
+    args.weight = given.address<const float>();
+    const auto [image, row, pixel] = given.integers<3>();
     args.x_image = image;
     args.x_row = row;
     args.x_pixel = pixel;
-    const auto [out_stride, in_stride] = numbers<2>(strides);
+    const auto [out_stride, in_stride] = given.integers<2>();
     args.out_stride = out_stride;
     args.in_stride = in_stride;
-    args.flipped = flipped;
+    args.flipped = given.flag();
+    args.bias = given.address<const float>();
+    args.y = given.address<float>();
+    const int threads = given.small();
     py::gil_scoped_release release;
     udp::conv3x3(args, threads);
 }
 
 // (images, heads, queries, keys, size of a head)
-udp::AttentionShape attention_shape(const py::tuple& t) {
-    const auto [images, heads, queries, keys, size] = numbers<5>(t);
+udp::AttentionShape attention_shape(Arguments& given) {
+    const auto [images, heads, queries, keys, size] = given.integers<5>();
     return {images, heads, queries, keys, size};
-}
-
-// (dtype, image stride, head stride, row stride) or None
-udp::Heads heads(const py::object& object) {
-    if (object.is_none()) return {};
-    const auto [type, image, head, row] = numbers<4>(py::reinterpret_borrow<py::tuple>(object));
-    return {nullptr, static_cast<udp::DType>(type), image, head, row};
-}
-
-// (image stride, head stride, query stride, key stride) or None
-udp::Bias bias_of(const py::object& object) {
-    if (object.is_none()) return {};
-    const auto [image, head, query, key] = numbers<4>(py::reinterpret_borrow<py::tuple>(object));
-    return {nullptr, image, head, query, key};
 }
 
 py::object owned(PyObject* made) {
@@ -223,75 +289,96 @@ py::object owned(PyObject* made) {
     return py::reinterpret_steal<py::object>(made);
 }
 
-py::object attention_kernel(const py::tuple& shape, const py::object& q, const py::object& k,
-                            const py::object& v, const py::object& bias, double scale,
-                            const py::object& out) {
-    return owned(udp::prepared(udp::Attention{attention_shape(shape), heads(q), heads(k), heads(v),
-                                              heads(out), bias_of(bias), static_cast<float>(scale),
-                                              nullptr}));
+// (shape, q, k, v, bias, scale, out)
+py::object attention_kernel(Arguments& given) {
+    udp::Attention args{};
+    args.shape = attention_shape(given);
+    for (udp::Heads* heads : {&args.q, &args.k, &args.v}) *heads = given.heads();
+    args.bias = given.bias();
+    args.scale = static_cast<float>(given.number());
+    args.out = given.heads();
+    return owned(udp::prepared(args));
 }
 
-py::object attention_backward_kernel(const py::tuple& shape, const py::object& grad_out,
-                                     const py::object& q, const py::object& k, const py::object& v,
-                                     const py::object& bias, const py::object& out, double scale,
-                                     const py::object& dq, const py::object& dk,
-                                     const py::object& dv) {
-    return owned(udp::prepared(udp::AttentionBackward{
-        attention_shape(shape), heads(grad_out), heads(q), heads(k), heads(v), heads(out),
-        heads(dq), heads(dk), heads(dv), bias_of(bias), static_cast<float>(scale), nullptr}));
+// (shape, grad_out, q, k, v, bias, out, scale, dq, dk, dv)
+py::object attention_backward_kernel(Arguments& given) {
+    udp::AttentionBackward args{};
+    args.shape = attention_shape(given);
+    for (udp::Heads* heads : {&args.grad_out, &args.q, &args.k, &args.v}) *heads = given.heads();
+    args.bias = given.bias();
+    args.out = given.heads();
+    args.scale = static_cast<float>(given.number());
+    for (udp::Heads* heads : {&args.dq, &args.dk, &args.dv}) *heads = given.heads();
+    return owned(udp::prepared(args));
 }
 
-const float* floats(uintptr_t address) {
-    return reinterpret_cast<const float*>(address);
-}
-float* floats_to_write(uintptr_t address) {
-    return reinterpret_cast<float*>(address);
+// groups, interleaved, weight [channels] or 0, bias, silu
+void read_group_norm(Arguments& given, udp::GroupNorm& args) {
+    args.groups = given.integer();
+    args.interleaved = given.flag();
+    args.weight = given.address<const float>();
+    args.bias = given.address<const float>();
+    args.silu = given.flag();
 }
 
-udp::GroupNorm group_norm_args(const py::tuple& shape, const py::object& x, const py::object& out,
-                               int64_t groups, bool interleaved, uintptr_t weight, uintptr_t bias,
-                               bool silu) {
+// (shape, x, y, groups, interleaved, weight, bias, silu, eps, mean, rstd, threads); mean and rstd
+// [images, groups] are written.
+void group_norm(Arguments& given) {
     udp::GroupNorm args{};
-    args.x = operand(x);
-    args.out = operand(out);
-    args.shape = shape_of(shape);
-    args.groups = groups;
-    args.interleaved = interleaved;
-    args.silu = silu;
-    args.weight = floats(weight);
-    args.bias = floats(bias);
-    return args;
-}
-
-// Addresses: weight, bias [channels] or 0; mean, rstd [images, groups], written.
-void group_norm(const py::tuple& shape, const py::object& x, const py::object& y, int64_t groups,
-                bool interleaved, uintptr_t weight, uintptr_t bias, bool silu, double eps,
-                uintptr_t mean, uintptr_t rstd, int threads) {
-    const udp::GroupNorm args =
-        group_norm_args(shape, x, y, groups, interleaved, weight, bias, silu);
+    args.shape = given.shape();
+    args.x = given.operand();
+    args.out = given.operand();
+    read_group_norm(given, args);
+    const double eps = given.number();
+    float *mean = given.address<float>(), *rstd = given.address<float>();
+    const int threads = given.small();
     py::gil_scoped_release release;
-    udp::group_norm(args, eps, floats_to_write(mean), floats_to_write(rstd), threads);
+    udp::group_norm(args, eps, mean, rstd, threads);
 }
 
-// dx may be None, dweight and dbias 0.
-void group_norm_backward(const py::tuple& shape, const py::object& x, const py::object& gradient,
-                         const py::object& dx, int64_t groups, bool interleaved, uintptr_t weight,
-                         uintptr_t bias, bool silu, uintptr_t mean, uintptr_t rstd,
-                         uintptr_t dweight, uintptr_t dbias, int threads) {
-    udp::GroupNorm args = group_norm_args(shape, x, dx, groups, interleaved, weight, bias, silu);
-    args.gradient = operand(gradient);
-    args.mean = floats(mean);
-    args.rstd = floats(rstd);
+// (shape, x, gradient, dx, groups, interleaved, weight, bias, silu, mean, rstd, dweight, dbias,
+// threads); dx may be None, dweight and dbias 0.
+void group_norm_backward(Arguments& given) {
+    udp::GroupNorm args{};
+    args.shape = given.shape();
+    args.x = given.operand();
+    args.gradient = given.operand();
+    args.out = given.operand();
+    read_group_norm(given, args);
+    args.mean = given.address<const float>();
+    args.rstd = given.address<const float>();
+    float *dweight = given.address<float>(), *dbias = given.address<float>();
+    const int threads = given.small();
     py::gil_scoped_release release;
-    udp::group_norm_backward(args, floats_to_write(dweight), floats_to_write(dbias), threads);
+    udp::group_norm_backward(args, dweight, dbias, threads);
 }
 
-py::tuple philox(const py::tuple& counter, const py::tuple& key) {
-    const auto [c0, c1, c2, c3] = numbers<4, uint32_t>(counter);
-    uint32_t words[4] = {c0, c1, c2, c3};
-    const auto [low, high] = numbers<2, uint32_t>(key);
-    udp::philox4x32_10(words, low, high);
-    return py::make_tuple(words[0], words[1], words[2], words[3]);
+// (to, from, n, stream, threads): n float32 values, for the memory bandwidth that benchmarks
+// compare with.
+void copy(Arguments& given) {
+    float* to = given.address<float>();
+    const float* from = given.address<const float>();
+    const int64_t n = given.integer();
+    const bool stream = given.flag();
+    const int threads = given.small();
+    py::gil_scoped_release release;
+    udp::copy(to, from, n, stream, threads);
+}
+
+// (address, bytes) of memory that is written for the first time
+void prefer_large_pages(Arguments& given) {
+    void* data = given.address<void>();
+    udp::prefer_large_pages(data, given.integer());
+}
+
+// (counter, key) -> the four output words of one block
+py::object philox(Arguments& given) {
+    uint32_t words[4];
+    const auto counter = given.integers<4>();
+    for (size_t i = 0; i < 4; ++i) words[i] = static_cast<uint32_t>(counter[i]);
+    const auto [low, high] = given.integers<2>();
+    udp::philox4x32_10(words, static_cast<uint32_t>(low), static_cast<uint32_t>(high));
+    return owned(Py_BuildValue("(IIII)", words[0], words[1], words[2], words[3]));
 }
 
 py::list isa_names(bool supported_only) {
@@ -302,23 +389,35 @@ py::list isa_names(bool supported_only) {
     return names;
 }
 
+// A function of `count` arguments, by position.
+template <class Function>
+void define(py::module_& m, const char* name, Py_ssize_t count, Function function) {
+    m.def(name, [=](const py::args& given) {
+        Arguments arguments(name, given, count);
+        return function(arguments);
+    });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
     m.doc() = "Native CPU kernels of udp_fast; called through udp_fast.backends.cpu.";
     m.attr("__version__") = UDP_VERSION;
 
-    m.def("pgd_step_", &pgd_step);
-    m.def("q_sample", &q_sample);
-    m.def("denoising_loss", &denoising_loss);
-    m.def("quantize", &quantize);
-    m.def("image_scale", &image_scale);
-    m.def("conv3x3", &conv3x3);
-    m.def("geglu", &geglu);
-    m.def("attention_kernel", &attention_kernel);
-    m.def("attention_backward_kernel", &attention_backward_kernel);
-    m.def("group_norm", &group_norm);
-    m.def("group_norm_backward", &group_norm_backward);
+    define(m, "pgd_step_", 17, &pgd_step);
+    define(m, "q_sample", 10, &q_sample);
+    define(m, "denoising_loss", 14, &denoising_loss);
+    define(m, "quantize", 10, &quantize);
+    define(m, "image_scale", 5, &image_scale);
+    define(m, "conv3x3", 9, &conv3x3);
+    define(m, "geglu", 5, &geglu);
+    define(m, "attention_kernel", 7, &attention_kernel);
+    define(m, "attention_backward_kernel", 11, &attention_backward_kernel);
+    define(m, "group_norm", 12, &group_norm);
+    define(m, "group_norm_backward", 14, &group_norm_backward);
+    define(m, "copy", 5, &copy);
+    define(m, "prefer_large_pages", 2, &prefer_large_pages);
+    define(m, "philox4x32_10", 2, &philox);
 
     m.def(
         "compiled_isas", [] { return isa_names(false); },
@@ -331,23 +430,6 @@ PYBIND11_MODULE(_native, m) {
           "Use another from now on; '' goes back to UDP_FAST_CPU_ISA or the best.");
     m.def("threading_runtime", &udp::threading_runtime, "Whose threads the kernels run on.");
     m.def(
-        "prefer_large_pages",
-        [](uintptr_t data, int64_t bytes) {
-            udp::prefer_large_pages(reinterpret_cast<void*>(data), bytes);
-        },
-        py::arg("data"), py::arg("bytes"), "For memory that is written for the first time.");
-    m.def(
         "remembered", [](const py::tuple& asked) { return owned(udp::remembered(asked.ptr())); },
         py::arg("asked"), "For udp_fast.ops.remembered.");
-    m.def("philox4x32_10", &philox, py::arg("counter"), py::arg("key"),
-          "The four output words of one block.");
-    m.def(
-        "copy",
-        [](uintptr_t to, uintptr_t from, int64_t n, bool stream, int threads) {
-            py::gil_scoped_release release;
-            udp::copy(reinterpret_cast<float*>(to), reinterpret_cast<const float*>(from), n, stream,
-                      threads);
-        },
-        py::arg("to"), py::arg("from"), py::arg("n"), py::arg("stream"), py::arg("threads"),
-        "Copies n float32 values: the memory bandwidth that benchmarks compare with.");
 }

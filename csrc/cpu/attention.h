@@ -73,10 +73,11 @@ UDP_NOINLINE void softmax_lanes(float* s, int64_t keys, float* most, float* sum,
 // --- forward -------------------------------------------------------------------------------------
 
 struct ForwardFloats {
-    float *k, *v, *s, *bias, *q, *out, *most, *sum, *fade;
+    float *k, *v, *s, *bias, *q, *out, *most, *sum, *fade, *room;
     int64_t used;
-    ForwardFloats(const AttentionShape& shape, const AttentionPlan& plan, float* base) {
+    ForwardFloats(const Attention& a, const AttentionPlan& plan, float* base) {
         Floats floats{base};
+        const AttentionShape& shape = a.shape;
         const int64_t columns = in_whole(shape.size, 8), rows = in_whole(plan.rows, kBlock);
         k = floats.take(plan.keys * shape.size + 16);
         v = floats.take(plan.keys * columns);
@@ -87,19 +88,20 @@ struct ForwardFloats {
         most = floats.take(rows);
         sum = floats.take(rows);
         fade = floats.take(kBlock);
+        room = floats.take(room_for(a.q.type, std::max(plan.keys, kBlock), shape.size));
         used = floats.used;
     }
 };
 
 int64_t attention_floats(const Attention& a, const AttentionPlan& plan) {
-    if (fits_one_tile(a.shape)) return one_tile_floats(a.shape, false);
-    return ForwardFloats(a.shape, plan, nullptr).used;
+    if (fits_one_tile(a.shape)) return one_tile_floats(a.shape, a.q.type, false);
+    return ForwardFloats(a, plan, nullptr).used;
 }
 
 void attention(const Attention& a, const AttentionPlan& plan, int64_t item, float* base) {
     const AttentionShape& shape = a.shape;
     if (fits_one_tile(shape)) return attention_one_tile(a, plan, item, base);
-    const ForwardFloats f(shape, plan, base);
+    const ForwardFloats f(a, plan, base);
     const int64_t size = shape.size, columns = in_whole(size, 8);
     const AttentionItem part(shape, plan, item);
     const int64_t image = part.image, head = part.head, first = part.first, rows = part.rows;
@@ -108,16 +110,17 @@ void attention(const Attention& a, const AttentionPlan& plan, int64_t item, floa
         f.sum[r] = 0.0f;
     }
     for_blocks(shape.keys, plan.keys, [&](int64_t key, int64_t keys) {
-        with_rows(a.k, image, head, key, [&](auto x) { pack_tiles(x, keys, size, f.k); });
-        with_rows(a.v, image, head, key,
-                  [&](auto x) { pack_rows(x, keys, size, columns, f.v, columns); });
+        const HeadPart of_keys{image, head, key, keys};
+        pack_tiles(read(a.k, of_keys, size, f.room), keys, size, f.k);
+        pack_rows(read(a.v, of_keys, size, f.room), keys, size, columns, f.v, columns);
         for_blocks(rows, kBlock, [&](int64_t row, int64_t count) {
             const int64_t lanes = in_whole(count, kPanel);
+            const HeadPart of_rows{image, head, first + row, count};
             float *q = f.q + row * size, *out = f.out + row * size;
             float *most = f.most + row, *sum = f.sum + row;
             if (key == 0) {
-                with_rows(a.q, image, head, first + row,
-                          [&](auto x) { pack_lanes(x, count, size, a.scale * kLog2E, lanes, q); });
+                pack_lanes(read(a.q, of_rows, size, f.room), count, size, a.scale * kLog2E, lanes,
+                           q);
             }
             product(keys, size, {f.k, 0, true}, q, f.s, lanes, Start::zero);
             if (a.bias.data != nullptr) {
@@ -131,8 +134,8 @@ void attention(const Attention& a, const AttentionPlan& plan, int64_t item, floa
             if (key + keys < shape.keys) return;
             float* inverse = f.fade;
             invert(sum, inverse);
-            with_rows(a.out, image, head, first + row,
-                      [&](auto x) { unpack_lanes(out, inverse, count, size, x); });
+            unpack_lanes(out, inverse, count, size, open(a.out, of_rows, size, f.room));
+            close(a.out, of_rows, size, f.room);
             if (a.lse == nullptr) return;
             float* lse = a.lse + (image * shape.heads + head) * shape.queries + first + row;
             store_lse(most, sum, count, lse);
@@ -144,7 +147,7 @@ void attention(const Attention& a, const AttentionPlan& plan, int64_t item, floa
 
 struct BackwardFloats {
     float *k_tiles, *k_rows, *v_tiles, *p, *ds, *bias, *q, *grad, *q_rows, *grad_rows;
-    float *dk, *dv, *dq, *lse, *delta, *sum, *factor;
+    float *dk, *dv, *dq, *lse, *delta, *sum, *factor, *room;
     int64_t used;
     BackwardFloats(const AttentionBackward& a, const AttentionPlan& plan, float* base) {
         Floats floats{base};
@@ -169,6 +172,7 @@ struct BackwardFloats {
         delta = floats.take(rows);
         sum = floats.take(kBlock);
         factor = floats.take(kBlock);
+        room = floats.take(room_for(a.q.type, std::max(plan.keys, 2 * kBlock), size));
         used = floats.used;
     }
 };
@@ -179,7 +183,7 @@ bool is_one_tile_dq(const AttentionBackward& a) {
 }
 
 int64_t attention_backward_floats(const AttentionBackward& a, const AttentionPlan& plan) {
-    if (is_one_tile_dq(a)) return one_tile_floats(a.shape, true);
+    if (is_one_tile_dq(a)) return one_tile_floats(a.shape, a.q.type, true);
     return BackwardFloats(a, plan, nullptr).used;
 }
 
@@ -211,7 +215,7 @@ UDP_NOINLINE void differentiate_tile_lanes(const float* p, float* ds, int64_t ke
 
 // lse in powers of two, +inf for a query that attends to nothing, so that its p are 0.
 void read_rows(const AttentionBackward& a, int64_t image, int64_t head, int64_t row, int64_t count,
-               float* lse, float* delta) {
+               float* lse, float* delta, float* room) {
     const AttentionShape& shape = a.shape;
     const float* from = a.lse + (image * shape.heads + head) * shape.queries + row;
     for (int64_t r = 0; r < in_whole(count, kBlock); ++r) {
@@ -219,9 +223,11 @@ void read_rows(const AttentionBackward& a, int64_t image, int64_t head, int64_t 
         lse[r] = attends ? from[r] * kLog2E : kInfinity;
         delta[r] = 0.0f;
     }
-    with_rows(a.grad_out, image, head, row, [&](auto x) {
-        using T = std::remove_pointer_t<decltype(x.data)>;
-        row_products(x, rows_of<T>(a.out, image, head, row), count, shape.size, delta);
+    for_blocks(count, kBlock, [&](int64_t from, int64_t some) {
+        const HeadPart part{image, head, row + from, some};
+        row_products(read(a.grad_out, part, shape.size, room),
+                     read(a.out, part, shape.size, room + kBlock * shape.size), some, shape.size,
+                     delta + from);
     });
 }
 
@@ -241,23 +247,22 @@ void attention_backward(const AttentionBackward& a, const AttentionPlan& plan, i
     for (int64_t i = plan.keys * kBlock; i < (plan.keys + kSpareRows) * kBlock; ++i) {
         f.p[i] = f.ds[i] = 0.0f;
     }
-    if (!one_tile) read_rows(a, image, head, first, rows, f.lse, f.delta);
+    if (!one_tile) read_rows(a, image, head, first, rows, f.lse, f.delta, f.room);
     for_blocks(shape.keys, plan.keys, [&](int64_t key, int64_t keys) {
-        with_rows(a.k, image, head, key, [&](auto x) {
-            pack_tiles(x, keys, size, f.k_tiles);
-            if (needs_q) pack_rows(x, keys, size, columns, f.k_rows, columns);
-        });
-        with_rows(a.v, image, head, key, [&](auto x) { pack_tiles(x, keys, size, f.v_tiles); });
+        const HeadPart of_keys{image, head, key, keys};
+        const HeadRows<const float> k = read(a.k, of_keys, size, f.room);
+        pack_tiles(k, keys, size, f.k_tiles);
+        if (needs_q) pack_rows(k, keys, size, columns, f.k_rows, columns);
+        pack_tiles(read(a.v, of_keys, size, f.room), keys, size, f.v_tiles);
         for_blocks(rows, kBlock, [&](int64_t row, int64_t count) {
             const int64_t lanes = in_whole(count, kPanel);
-            with_rows(a.q, image, head, first + row, [&](auto x) {
-                pack_lanes(x, count, size, a.scale * kLog2E, lanes, f.q);
-                if (needs_k) pack_rows(x, count, size, columns, f.q_rows, columns);
-            });
-            with_rows(a.grad_out, image, head, first + row, [&](auto x) {
-                if (needs_q || needs_k) pack_lanes(x, count, size, 1.0f, lanes, f.grad);
-                if (needs_v) pack_rows(x, count, size, columns, f.grad_rows, columns);
-            });
+            const HeadPart of_rows{image, head, first + row, count};
+            const HeadRows<const float> q = read(a.q, of_rows, size, f.room);
+            pack_lanes(q, count, size, a.scale * kLog2E, lanes, f.q);
+            if (needs_k) pack_rows(q, count, size, columns, f.q_rows, columns);
+            const HeadRows<const float> grad = read(a.grad_out, of_rows, size, f.room);
+            if (needs_q || needs_k) pack_lanes(grad, count, size, 1.0f, lanes, f.grad);
+            if (needs_v) pack_rows(grad, count, size, columns, f.grad_rows, columns);
             product(keys, size, {f.k_tiles, 0, true}, f.q, f.p, lanes, Start::zero);
             if (a.bias.data != nullptr) {
                 add_bias(a.bias, {image, head, first + row, count, key, keys, lanes}, f.p, f.bias);
@@ -292,15 +297,14 @@ void attention_backward(const AttentionBackward& a, const AttentionPlan& plan, i
                     key == 0 ? Start::zero : Start::sum);
             if (key + keys < shape.keys) return;
             for (int64_t r = 0; r < kBlock; ++r) f.factor[r] = a.scale;
-            with_rows(a.dq, image, head, first + row,
-                      [&](auto x) { unpack_lanes(dq, f.factor, count, size, x); });
+            unpack_lanes(dq, f.factor, count, size, open(a.dq, of_rows, size, f.room));
+            close(a.dq, of_rows, size, f.room);
         });
         const auto deliver = [&](const Heads& to, int64_t which, const float* from, float scale) {
             if (to.data == nullptr) return;
             if (plan.parts == 1) {
-                with_rows(to, image, head, key,
-                          [&](auto x) { unpack_rows(from, keys, size, columns, &scale, 0, x); });
-                return;
+                unpack_rows(from, keys, size, columns, &scale, 0, open(to, of_keys, size, f.room));
+                return close(to, of_keys, size, f.room);
             }
             float* part = plan.partial + ((item * 2 + which) * shape.keys + key) * size;
             unpack_rows(from, keys, size, columns, &scale, 0, HeadRows<float>{part, size});
@@ -326,9 +330,10 @@ void attention_sum(const AttentionBackward& a, const AttentionPlan& plan, int64_
             });
         }
         const float one = 1.0f;
-        with_rows(to, image, head, 0, [&](auto x) {
-            unpack_rows(sum, shape.keys, shape.size, shape.size, &one, 0, x);
-        });
+        const HeadPart keys{image, head, 0, shape.keys};
+        unpack_rows(sum, shape.keys, shape.size, shape.size, &one, 0,
+                    open(to, keys, shape.size, sum));
+        close(to, keys, shape.size, sum);
     }
 }
 

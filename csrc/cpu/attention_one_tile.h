@@ -32,9 +32,9 @@ bool fits_one_tile(const AttentionShape& s) {
 }
 
 struct TileFloats {
-    float *k_lanes, *v_lanes, *rows, *q, *grad, *p, *ds, *out, *bias, *most, *sum;
+    float *k_lanes, *v_lanes, *rows, *q, *grad, *p, *ds, *out, *bias, *most, *sum, *room;
     int64_t used;
-    TileFloats(const AttentionShape& shape, bool backward, float* base) {
+    TileFloats(const AttentionShape& shape, DType type, bool backward, float* base) {
         Floats floats{base};
         const int64_t columns = in_whole(shape.size, 8), lanes = in_whole(shape.keys, 16);
         const int64_t block = kBlock * kRowStep;
@@ -49,6 +49,7 @@ struct TileFloats {
         bias = floats.take(lanes);
         most = floats.take(kBlock);
         sum = floats.take(kBlock);
+        room = floats.take(room_for(type, std::max(shape.keys, kBlock), shape.size));
         used = floats.used;
     }
 };
@@ -181,10 +182,9 @@ class Ahead {
 };
 
 // Rows of q or the gradient; those up to a multiple of sixteen are 0, since they are multiplied.
-void pack_block(const Heads& x, const AttentionItem& item, int64_t row, int64_t count, int64_t size,
-                float* to) {
-    with_rows(x, item.image, item.head, row,
-              [=](auto from) { pack_rows(from, count, size, size, to, kRowStep); });
+void pack_block(const Heads& x, const HeadPart& part, int64_t size, float* room, float* to) {
+    const int64_t count = part.count;
+    pack_rows(read(x, part, size, room), count, size, size, to, kRowStep);
     for (int64_t i = count; i < in_whole(count, 16); ++i) {
         memset(to + i * kRowStep, 0, static_cast<size_t>(size) * sizeof(float));
     }
@@ -208,40 +208,39 @@ void softmax_block(const AttentionShape& shape, const Bias& bias, const Attentio
 
 // Keys, or values, as the columns of a product: transposed, times scale.
 void pack_columns(const Heads& x, const AttentionItem& item, const AttentionShape& shape,
-                  float scale, float* to) {
+                  float scale, float* room, float* to) {
     const int64_t lanes = in_whole(shape.keys, 16);
-    with_rows(x, item.image, item.head, 0, [=](auto from) {
-        pack_lanes(from, shape.keys, shape.size, scale, lanes, to, lanes);
-    });
+    pack_lanes(read(x, {item.image, item.head, 0, shape.keys}, shape.size, room), shape.keys,
+               shape.size, scale, lanes, to, lanes);
 }
 
 void pack_keys(const Heads& k, const Heads& rows, const Bias& bias, const AttentionItem& item,
                const AttentionShape& shape, float scale, const TileFloats& f) {
     const int64_t columns = in_whole(shape.size, 8);
-    pack_columns(k, item, shape, scale * kLog2E, f.k_lanes);
-    with_rows(rows, item.image, item.head, 0, [&](auto from) {
-        pack_rows(from, shape.keys, shape.size, columns, f.rows, columns);
-    });
+    pack_columns(k, item, shape, scale * kLog2E, f.room, f.k_lanes);
+    pack_rows(read(rows, {item.image, item.head, 0, shape.keys}, shape.size, f.room), shape.keys,
+              shape.size, columns, f.rows, columns);
     if (bias.data != nullptr && bias.query == 0) {
         pack_bias(bias.data + item.image * bias.image + item.head * bias.head, bias.key, shape.keys,
                   f.bias);
     }
 }
 
-int64_t one_tile_floats(const AttentionShape& shape, bool backward) {
-    return TileFloats(shape, backward, nullptr).used;
+int64_t one_tile_floats(const AttentionShape& shape, DType type, bool backward) {
+    return TileFloats(shape, type, backward, nullptr).used;
 }
 
 void attention_one_tile(const Attention& a, const AttentionPlan& plan, int64_t number,
                         float* base) {
     const AttentionShape& shape = a.shape;
-    const TileFloats f(shape, false, base);
+    const TileFloats f(shape, a.q.type, false, base);
     const AttentionItem item(shape, plan, number);
     const int64_t size = shape.size, columns = in_whole(size, 8);
     pack_keys(a.k, a.v, a.bias, item, shape, a.scale, f);
     for_blocks(item.rows, kBlock, [&](int64_t row, int64_t count) {
         row += item.first;
-        pack_block(a.q, item, row, count, size, f.q);
+        const HeadPart part{item.image, item.head, row, count};
+        pack_block(a.q, part, size, f.room, f.q);
         Ahead q(a.q, item, row + kBlock, size);
         softmax_block(shape, a.bias, item, row, count, f, [&q] { q.fetch_some(); });
         Ahead out(a.out, item, row, size);
@@ -253,24 +252,25 @@ void attention_one_tile(const Attention& a, const AttentionPlan& plan, int64_t n
         }
         float* inverse = f.sum;
         invert(f.sum, inverse);
-        with_rows(a.out, item.image, item.head, row,
-                  [&](auto to) { unpack_rows(f.out, count, size, columns, inverse, 1, to); });
+        unpack_rows(f.out, count, size, columns, inverse, 1, open(a.out, part, size, f.room));
+        close(a.out, part, size, f.room);
     });
 }
 
 void attention_backward_one_tile(const AttentionBackward& a, const AttentionPlan& plan,
                                  int64_t number, float* base) {
     const AttentionShape& shape = a.shape;
-    const TileFloats f(shape, true, base);
+    const TileFloats f(shape, a.q.type, true, base);
     const AttentionItem item(shape, plan, number);
     const int64_t size = shape.size, columns = in_whole(size, 8), keys = shape.keys;
     pack_keys(a.k, a.k, a.bias, item, shape, a.scale, f);
-    pack_columns(a.v, item, shape, 1.0f, f.v_lanes);
+    pack_columns(a.v, item, shape, 1.0f, f.room, f.v_lanes);
     for_blocks(item.rows, kBlock, [&](int64_t row, int64_t count) {
         row += item.first;
+        const HeadPart part{item.image, item.head, row, count};
         const int64_t all = in_whole(count, 16);
-        pack_block(a.q, item, row, count, size, f.q);
-        pack_block(a.grad_out, item, row, count, size, f.grad);
+        pack_block(a.q, part, size, f.room, f.q);
+        pack_block(a.grad_out, part, size, f.room, f.grad);
         Ahead q(a.q, item, row + kBlock, size), grad(a.grad_out, item, row + kBlock, size);
         softmax_block(shape, a.bias, item, row, count, f, [&q] { q.fetch_some(); });
         product_of_rows<kRowStep>(all, size, f.grad, f.v_lanes, in_whole(keys, 16), f.ds, kRowStep,
@@ -281,8 +281,8 @@ void attention_backward_one_tile(const AttentionBackward& a, const AttentionPlan
         Ahead dq(a.dq, item, row, size);
         product_of_rows<kRowStep>(all, keys, f.ds, f.rows, columns, f.out, columns, columns,
                                   [&dq] { dq.fetch_some(); });
-        with_rows(a.dq, item.image, item.head, row,
-                  [&](auto to) { unpack_rows(f.out, count, size, columns, &a.scale, 0, to); });
+        unpack_rows(f.out, count, size, columns, &a.scale, 0, open(a.dq, part, size, f.room));
+        close(a.dq, part, size, f.room);
     });
 }
 

@@ -21,7 +21,7 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// One head of one image, from some row on.
+// One head of one image, from some row on, as float32.
 template <class T>
 struct HeadRows {
     T* data;
@@ -29,24 +29,15 @@ struct HeadRows {
     T* row(int64_t i) const { return data + i * step; }
 };
 
-template <class T>
-HeadRows<T> rows_of(const Heads& x, int64_t image, int64_t head, int64_t row) {
-    return {static_cast<T*>(x.data) + image * x.image + head * x.head + row * x.row, x.row};
-}
+// Which rows of an operand.
+struct HeadPart {
+    int64_t image, head, row, count;
+};
 
-// body(HeadRows) of the storage type.
-template <class Body>
-void with_rows(const Heads& x, int64_t image, int64_t head, int64_t row, Body body) {
-    switch (x.type) {
-        case DType::float32:
-            return body(rows_of<float>(x, image, head, row));
-        case DType::float16:
-            return body(rows_of<Float16>(x, image, head, row));
-        case DType::bfloat16:
-            return body(rows_of<BFloat16>(x, image, head, row));
-        case DType::uint8:
-            return;
-    }
+template <class T>
+HeadRows<T> rows_of(const Heads& x, const HeadPart& part) {
+    return {static_cast<T*>(x.data) + part.image * x.image + part.head * x.head + part.row * x.row,
+            x.row};
 }
 
 // body(column, Full or Part) for the groups of sixteen columns. The last one overlaps the one
@@ -64,10 +55,46 @@ UDP_HD int64_t count_of(Part part) {
     return part.n;
 }
 
+template <class From, class To>
+UDP_NOINLINE void convert_rows(HeadRows<const From> from, HeadRows<To> to, int64_t count,
+                               int64_t size) {
+    for (int64_t i = 0; i < count; ++i) {
+        const From* row = from.row(i);
+        To* at = to.row(i);
+        for_columns(size,
+                    [=](int64_t d, auto part) { store(at + d, load(row + d, part), part, false); });
+    }
+}
+
+// Rows as float32: in place where they are that already, else brought into the room.
+HeadRows<const float> read(const Heads& x, const HeadPart& part, int64_t size, float* room) {
+    if (x.type == DType::float32) return rows_of<const float>(x, part);
+    const HeadRows<float> to{room, size};
+    if (x.type == DType::float16) {
+        convert_rows(rows_of<const Float16>(x, part), to, part.count, size);
+    } else {
+        convert_rows(rows_of<const BFloat16>(x, part), to, part.count, size);
+    }
+    return {room, size};
+}
+// The other way: where a kernel is to write rows, and what is left to do once it has.
+HeadRows<float> open(const Heads& x, const HeadPart& part, int64_t size, float* room) {
+    if (x.type == DType::float32) return rows_of<float>(x, part);
+    return {room, size};
+}
+void close(const Heads& x, const HeadPart& part, int64_t size, const float* room) {
+    const HeadRows<const float> from{room, size};
+    if (x.type == DType::float16) {
+        convert_rows(from, rows_of<Float16>(x, part), part.count, size);
+    } else if (x.type == DType::bfloat16) {
+        convert_rows(from, rows_of<BFloat16>(x, part), part.count, size);
+    }
+}
+
 // Sixteen columns of up to sixteen rows, transposed; rows that are missing read zero.
-template <class T, class Lanes>
-UDP_HD void load_transposed(HeadRows<T> x, int64_t count, int64_t column, Lanes lanes, F scale,
-                            F (&r)[16]) {
+template <class Lanes>
+UDP_HD void load_transposed(HeadRows<const float> x, int64_t count, int64_t column, Lanes lanes,
+                            F scale, F (&r)[16]) {
     if (count >= 16) {
         for (int i = 0; i < 16; ++i) r[i] = load(x.row(i) + column, lanes) * scale;
     } else {
@@ -79,15 +106,14 @@ UDP_HD void load_transposed(HeadRows<T> x, int64_t count, int64_t column, Lanes 
 }
 
 // to [size, step]: `count` rows times scale, transposed; the lanes beyond them up to `lanes` are 0.
-template <class T>
-UDP_NOINLINE void pack_lanes(HeadRows<T> x, int64_t count, int64_t size, float scale, int64_t lanes,
-                             float* to, int64_t step = kBlock) {
+UDP_NOINLINE void pack_lanes(HeadRows<const float> x, int64_t count, int64_t size, float scale,
+                             int64_t lanes, float* to, int64_t step = kBlock) {
     const F factor(scale);
     for (int64_t lane = 0; lane < lanes; lane += 16) {
         for_columns(size, [=](int64_t column, auto part) {
             F r[16];
-            load_transposed(HeadRows<T>{x.row(lane), x.step}, count - lane, column, part, factor,
-                            r);
+            load_transposed(HeadRows<const float>{x.row(lane), x.step}, count - lane, column, part,
+                            factor, r);
             float* at = to + column * step + lane;
             for (int64_t i = 0; i < count_of(part); ++i) store16(at + i * step, r[i]);
         });
@@ -96,12 +122,12 @@ UDP_NOINLINE void pack_lanes(HeadRows<T> x, int64_t count, int64_t size, float s
 
 // What `product` calls a packed A: tile after tile, [size, rows of the tile]. Up to fifteen floats
 // behind it are written.
-template <class T>
-UDP_NOINLINE void pack_tiles(HeadRows<T> x, int64_t count, int64_t size, float* to) {
+UDP_NOINLINE void pack_tiles(HeadRows<const float> x, int64_t count, int64_t size, float* to) {
     for_tiles(count, [=](int64_t first, int64_t rows) {
         for_columns(size, [=](int64_t column, auto part) {
             F r[16];
-            load_transposed(HeadRows<T>{x.row(first), x.step}, rows, column, part, F(1.0f), r);
+            load_transposed(HeadRows<const float>{x.row(first), x.step}, rows, column, part,
+                            F(1.0f), r);
             float* at = to + first * size + column * rows;
             // Each store's surplus lanes are overwritten by the next one.
             for (int64_t i = 0; i < count_of(part); ++i) store16(at + i * rows, r[i]);
@@ -110,11 +136,10 @@ UDP_NOINLINE void pack_tiles(HeadRows<T> x, int64_t count, int64_t size, float* 
 }
 
 // to [count, columns], rows `step` apart; columns beyond the size are 0.
-template <class T>
-UDP_NOINLINE void pack_rows(HeadRows<T> x, int64_t count, int64_t size, int64_t columns, float* to,
-                            int64_t step) {
+UDP_NOINLINE void pack_rows(HeadRows<const float> x, int64_t count, int64_t size, int64_t columns,
+                            float* to, int64_t step) {
     for (int64_t i = 0; i < count; ++i, to += step) {
-        const T* row = x.row(i);
+        const float* row = x.row(i);
         for (int64_t d = size; d < columns; ++d) to[d] = 0.0f;
         for_columns(size,
                     [=](int64_t d, auto part) { store(to + d, load(row + d, part), part, false); });
@@ -122,12 +147,11 @@ UDP_NOINLINE void pack_rows(HeadRows<T> x, int64_t count, int64_t size, int64_t 
 }
 
 // The way back: `count` rows from [count, columns], row i times scale[i * each].
-template <class T>
 UDP_NOINLINE void unpack_rows(const float* from, int64_t count, int64_t size, int64_t columns,
-                              const float* scale, int64_t each, HeadRows<T> x) {
+                              const float* scale, int64_t each, HeadRows<float> x) {
     for (int64_t i = 0; i < count; ++i, from += columns) {
         const F factor(scale[i * each]);
-        T* row = x.row(i);
+        float* row = x.row(i);
         for_columns(size, [=](int64_t d, auto part) {
             store(row + d, load(from + d, part) * factor, part, false);
         });
@@ -135,9 +159,8 @@ UDP_NOINLINE void unpack_rows(const float* from, int64_t count, int64_t size, in
 }
 
 // `count` rows from lanes [size, kBlock], each lane times its factor.
-template <class T>
 UDP_NOINLINE void unpack_lanes(const float* from, const float* factor, int64_t count, int64_t size,
-                               HeadRows<T> x) {
+                               HeadRows<float> x) {
     for (int64_t lane = 0; lane < count; lane += 16) {
         const F scale = load16(factor + lane);
         const int64_t rows = count - lane < 16 ? count - lane : 16;
@@ -156,12 +179,11 @@ UDP_NOINLINE void unpack_lanes(const float* from, const float* factor, int64_t c
 }
 
 // sums[i] = the product of row i of x with row i of y, in an order that the size alone decides.
-template <class T>
-UDP_NOINLINE void row_products(HeadRows<T> x, HeadRows<T> y, int64_t count, int64_t size,
-                               float* sums) {
+UDP_NOINLINE void row_products(HeadRows<const float> x, HeadRows<const float> y, int64_t count,
+                               int64_t size, float* sums) {
     for (int64_t i = 0; i < count; ++i) {
         F sum(0.0f);
-        const T *a = x.row(i), *b = y.row(i);
+        const float *a = x.row(i), *b = y.row(i);
         for_lanes(size, [a, b, &sum](int64_t d, auto lanes) {
             sum = fma(load(a + d, lanes), load(b + d, lanes), sum);
         });
@@ -224,6 +246,11 @@ struct Floats {
 
 int64_t in_whole(int64_t n, int64_t unit) {
     return (n + unit - 1) / unit * unit;
+}
+
+// Floats that `read` and `open` need for so many rows.
+int64_t room_for(DType type, int64_t rows, int64_t size) {
+    return type == DType::float32 ? 0 : rows * size;
 }
 
 // body(first, count) for the pieces of at most `size` of 0 .. n.

@@ -18,18 +18,53 @@ UDP_HD T* element_to_write(const Operand& o, int64_t image, int64_t channel, int
     return static_cast<T*>(o.data) + image * o.image + channel * o.channel + pixel * o.pixel;
 }
 
-// body(float, Float16 or BFloat16), a null pointer to it
+// A float16 or bfloat16, which of them is known when a kernel runs: two types less to compile it
+// for, and a branch that is foreseen costs nothing beside the arithmetic.
+struct Narrow {
+    uint16_t bits;
+};
+
+// How elements are read and written.
+template <class T>
+struct Elements;
+template <>
+struct Elements<float> {
+    explicit Elements(DType) {}
+    template <class Lanes>
+    F load(const float* p, Lanes lanes) const {
+        return udp::UDP_ISA::load(p, lanes);
+    }
+    template <class Lanes>
+    void store(float* p, F a, Lanes lanes, bool stream) const {
+        udp::UDP_ISA::store(p, a, lanes, stream);
+    }
+};
+template <>
+struct Elements<Narrow> {
+    bool is_float16;
+    explicit Elements(DType type) : is_float16(type == DType::float16) {}
+    template <class Lanes>
+    F load(const Narrow* p, Lanes lanes) const {
+        if (is_float16) return udp::UDP_ISA::load(reinterpret_cast<const Float16*>(p), lanes);
+        return udp::UDP_ISA::load(reinterpret_cast<const BFloat16*>(p), lanes);
+    }
+    template <class Lanes>
+    void store(Narrow* p, F a, Lanes lanes, bool stream) const {
+        if (is_float16) {
+            udp::UDP_ISA::store(reinterpret_cast<Float16*>(p), a, lanes, stream);
+        } else {
+            udp::UDP_ISA::store(reinterpret_cast<BFloat16*>(p), a, lanes, stream);
+        }
+    }
+};
+
+// body(float or Narrow), a null pointer to it
 template <class Body>
 UDP_HD void with_type(DType type, Body body) {
-    switch (type) {
-        case DType::float32:
-            return body(static_cast<float*>(nullptr));
-        case DType::float16:
-            return body(static_cast<Float16*>(nullptr));
-        case DType::bfloat16:
-            return body(static_cast<BFloat16*>(nullptr));
-        case DType::uint8:
-            return;
+    if (type == DType::float32) {
+        body(static_cast<float*>(nullptr));
+    } else {
+        body(static_cast<Narrow*>(nullptr));
     }
 }
 
@@ -100,11 +135,11 @@ UDP_HD void merge_one(Spread& s, F a, int64_t n) {
 }
 
 template <class T>
-Moments run_moments_of(const T* x, int64_t n) {
+Moments run_moments_of(const T* x, Elements<T> of, int64_t n) {
     float pivot;
     {
         float lanes[16];
-        store16(lanes, load(x, Part{1}));
+        store16(lanes, of.load(x, Part{1}));
         pivot = lanes[0];
     }
     const F p(pivot);
@@ -113,15 +148,15 @@ Moments run_moments_of(const T* x, int64_t n) {
     int64_t v = 0;
     for (; v + 4 <= vectors; v += 4) {
         const T* at = x + 16 * v;
-        merge_four(s, load16(at) - p, load16(at + 16) - p, load16(at + 32) - p, load16(at + 48) - p,
-                   v / 4);
+        const auto less = [=](int64_t i) { return of.load(at + i, Full{}) - p; };
+        merge_four(s, less(0), less(16), less(32), less(48), v / 4);
     }
-    for (; v < vectors; ++v) merge_one(s, load16(x + 16 * v) - p, v);
+    for (; v < vectors; ++v) merge_one(s, of.load(x + 16 * v, Full{}) - p, v);
 
     // The lanes, and each value of the last, incomplete vector.
     const int rest = static_cast<int>(n % 16);
     float last[16] = {}, lane_mean[16];
-    if (rest > 0) store16(last, load(x + 16 * vectors, Part{rest}));
+    if (rest > 0) store16(last, of.load(x + 16 * vectors, Part{rest}));
     store16(lane_mean, s.mean);
     const double weight = static_cast<double>(vectors);
     double mean = weight * total(s.mean);
@@ -141,7 +176,8 @@ Moments run_moments(const GroupNorm& a, int64_t image, int64_t group, int64_t fi
     Moments found{};
     with_type(a.x.type, [&](auto* type) {
         using T = typename std::remove_pointer<decltype(type)>::type;
-        found = run_moments_of(element<T>(a.x, image, group * a.group_channels(), 0) + first, n);
+        const T* x = element<T>(a.x, image, group * a.group_channels(), 0) + first;
+        found = run_moments_of(x, Elements<T>(a.x.type), n);
     });
     return found;
 }
@@ -152,13 +188,14 @@ template <class T>
 void moments_of(const GroupNorm& a, const Tile& tile, Moments* out) {
     alignas(64) float pivot[kColumnBlock], mean[kColumnBlock], square[kColumnBlock];
     const int64_t step = a.x.pixel;
+    const Elements<T> of(a.x.type);
     for (int64_t block = 0; block < tile.channels; block += kColumnBlock) {
         const int64_t channels =
             block + kColumnBlock < tile.channels ? kColumnBlock : tile.channels - block;
         const T* x = element<T>(a.x, tile.image, tile.channel + block, tile.pixel);
         float *k = pivot, *m = mean, *s = square;
         for_lanes(channels, [=](int64_t c, auto lanes) {
-            store16(k + c, load(x + c, lanes));
+            store16(k + c, of.load(x + c, lanes));
             store16(m + c, F(0.0f));
             store16(s + c, F(0.0f));
         });
@@ -167,9 +204,10 @@ void moments_of(const GroupNorm& a, const Tile& tile, Moments* out) {
             for_lanes(channels, [=](int64_t c, auto lanes) {
                 const F origin = load16(k + c);
                 Spread spread{load16(m + c), load16(s + c)};
-                merge_four(spread, load(x + c, lanes) - origin, load(x + apart + c, lanes) - origin,
-                           load(x + 2 * apart + c, lanes) - origin,
-                           load(x + 3 * apart + c, lanes) - origin, p);
+                const auto less = [=](int64_t i) {
+                    return of.load(x + i * apart + c, lanes) - origin;
+                };
+                merge_four(spread, less(0), less(1), less(2), less(3), p);
                 store16(m + c, spread.mean);
                 store16(s + c, spread.square);
             });
@@ -178,7 +216,7 @@ void moments_of(const GroupNorm& a, const Tile& tile, Moments* out) {
         for (int64_t p = 4 * quarter; p < tile.pixels; ++p, x += step) {
             for_lanes(channels, [=](int64_t c, auto lanes) {
                 Spread spread{load16(m + c), load16(s + c)};
-                merge_one(spread, load(x + c, lanes) - load16(k + c), p);
+                merge_one(spread, of.load(x + c, lanes) - load16(k + c), p);
                 store16(m + c, spread.mean);
                 store16(s + c, spread.square);
             });
@@ -253,33 +291,24 @@ UDP_LONG F silu_of(F u) {
 UDP_LONG F silu_slope_of(F u) {
     return silu_slope<F, U>(u);
 }
-template <bool kSilu>
-UDP_HD F activated(F x, const Channel& c) {
+UDP_HD F activated(F x, const Channel& c, bool silu) {
     const F u = normalised(x - c.mean, c.scale, c.bias);
-    return kSilu ? silu_of(u) : u;
+    return silu ? silu_of(u) : u;
 }
 // h = dL/du
-template <bool kSilu>
-UDP_HD F slope_of(F distance, F gradient, const Channel& c) {
-    if (!kSilu) return gradient;
+UDP_HD F slope_of(F distance, F gradient, const Channel& c, bool silu) {
+    if (!silu) return gradient;
     return gradient * silu_slope_of(normalised(distance, c.scale, c.bias));
 }
-template <bool kSilu>
-UDP_HD F dx_of(F x, F gradient, const Channel& c) {
+UDP_HD F dx_of(F x, F gradient, const Channel& c, bool silu) {
     const F distance = x - c.mean;
-    return group_norm_dx(slope_of<kSilu>(distance, gradient, c), distance, c.scale, c.pull, c.tilt);
-}
-
-// body(T, Yes or No): for the type of x, and whether there is a SiLU
-template <class Body>
-UDP_HD void specialised(const GroupNorm& a, Body body) {
-    with_type(a.x.type, [&](auto* type) { choose(a.silu, [&](auto silu) { body(type, silu); }); });
+    return group_norm_dx(slope_of(distance, gradient, c, silu), distance, c.scale, c.pull, c.tilt);
 }
 
 // --- y, and dx from x and the gradient: one pass over a tile
-// --------------------------------------------------------------
+// --------------------------------------
 
-// pixel(channels, x, gradient, y, i, lanes) makes y[i] from x[i], and gradient[i] if kGradient.
+// pixel(x, gradient, channel) makes an element of y; gradient is 0 unless kGradient.
 template <class T, bool kGradient, class Pixel>
 UDP_HD void over_planar(const GroupNorm& a, const Tile& tile, Pixel pixel) {
     Channels channels(a, tile);
@@ -289,9 +318,10 @@ UDP_HD void over_planar(const GroupNorm& a, const Tile& tile, Pixel pixel) {
         T* y = element_to_write<T>(a.out, tile.image, c, tile.pixel);
         const Channel channel = channels.next(kGradient);
         const bool stream = a.stream && aligned(y);
+        const Elements<T> of(a.x.type);
         for_lanes(tile.pixels, [=](int64_t i, auto lanes) {
-            const F gradient = kGradient ? load(g + i, lanes) : F(0.0f);
-            store(y + i, pixel(load(x + i, lanes), gradient, channel), lanes, stream);
+            const F gradient = kGradient ? of.load(g + i, lanes) : F(0.0f);
+            of.store(y + i, pixel(of.load(x + i, lanes), gradient, channel), lanes, stream);
         });
     }
 }
@@ -307,12 +337,13 @@ UDP_HD void over_pixels(const GroupNorm& a, const Tile& tile, int64_t p, int pix
                   y_apart = apart * a.out.pixel;
     const bool stream = a.stream && aligned(y) && aligned(y + a.out.pixel);
     const Columns columns(a, tile.image, tile.channel);
+    const Elements<T> of(a.x.type);
     for_lanes(tile.channels, [=](int64_t i, auto lanes) {
         const Channel channel = columns.at(i, kGradient);
         for (int k = 0; k < pixels; ++k) {
-            const F gradient = kGradient ? load(g + k * g_apart + i, lanes) : F(0.0f);
-            const F value = pixel(load(x + k * x_apart + i, lanes), gradient, channel);
-            store(y + k * y_apart + i, value, lanes, stream);
+            const F gradient = kGradient ? of.load(g + k * g_apart + i, lanes) : F(0.0f);
+            const F value = pixel(of.load(x + k * x_apart + i, lanes), gradient, channel);
+            of.store(y + k * y_apart + i, value, lanes, stream);
         }
     });
 }
@@ -326,36 +357,37 @@ UDP_HD void over(const GroupNorm& a, const Tile& tile, Pixel pixel) {
 }
 
 void apply(const GroupNorm& a, const Tile& tile) {
-    specialised(a, [&](auto* type, auto silu) {
+    const bool silu = a.silu;
+    with_type(a.x.type, [&](auto* type) {
         using T = typename std::remove_pointer<decltype(type)>::type;
-        constexpr bool kSilu = decltype(silu)::value;
-        over<T, false>(a, tile, [](F x, F, const Channel& c) { return activated<kSilu>(x, c); });
+        over<T, false>(a, tile, [=](F x, F, const Channel& c) { return activated(x, c, silu); });
     });
     if (a.stream) stream_fence();
 }
 
 // --- slopes --------------------------------------------------------------------------------------
 
-template <class T, bool kSilu, bool kKeep>
+template <class T, bool kKeeps>
 Slopes slopes_planar(const GroupNorm& a, const Tile& tile, Slopes* channels) {
     F plain(0.0f), tilted(0.0f);
     Channels numbers(a, tile);
+    const Elements<T> of(a.x.type);
+    const bool silu = kKeeps || a.silu;
     for (int64_t c = 0; c < tile.channels; ++c) {
         const T* x = element<T>(a.x, tile.image, tile.channel + c, tile.pixel);
         const T* g = element<T>(a.gradient, tile.image, tile.channel + c, tile.pixel);
         const Channel channel = numbers.next(false);
         F sum(0.0f), product(0.0f);
-        float* keep = kKeep
-                          ? element_to_write<float>(a.out, tile.image, tile.channel + c, tile.pixel)
-                          : nullptr;
+        T* keep =
+            kKeeps ? element_to_write<T>(a.out, tile.image, tile.channel + c, tile.pixel) : nullptr;
         for_lanes(tile.pixels, [=, &sum, &product](int64_t i, auto lanes) {
-            if (kSilu) {
+            if (silu) {
                 fetch(x + i + kAhead);
                 fetch(g + i + kAhead);
             }
-            const F distance = load(x + i, lanes) - channel.mean;
-            const F h = slope_of<kSilu>(distance, load(g + i, lanes), channel);
-            if (kKeep) store(keep + i, h, lanes, false);
+            const F distance = of.load(x + i, lanes) - channel.mean;
+            const F h = slope_of(distance, of.load(g + i, lanes), channel, silu);
+            if (kKeeps) of.store(keep + i, h, lanes, false);
             sum = sum + h;
             product = fma(h, distance, product);
         });
@@ -366,22 +398,24 @@ Slopes slopes_planar(const GroupNorm& a, const Tile& tile, Slopes* channels) {
     return {total(plain), total(tilted)};
 }
 
-template <class T, bool kSilu, bool kKeep>
+template <class T, bool kKeeps>
 UDP_HD void add_slopes(const GroupNorm& a, const Tile& tile, int64_t p, int pixels, int64_t apart,
                        float* sums, float* products) {
     const T* x = element<T>(a.x, tile.image, tile.channel, p);
     const T* g = element<T>(a.gradient, tile.image, tile.channel, p);
     const int64_t x_apart = apart * a.x.pixel, g_apart = apart * a.gradient.pixel,
                   keep_apart = apart * a.out.pixel;
-    float* keep = kKeep ? element_to_write<float>(a.out, tile.image, tile.channel, p) : nullptr;
+    T* keep = kKeeps ? element_to_write<T>(a.out, tile.image, tile.channel, p) : nullptr;
     const Columns columns(a, tile.image, tile.channel);
+    const Elements<T> of(a.x.type);
+    const bool silu = kKeeps || a.silu;
     for_lanes(tile.channels, [=](int64_t i, auto lanes) {
         const Channel channel = columns.at(i, false);
         F sum = load16(sums + i), product = load16(products + i);
         for (int k = 0; k < pixels; ++k) {
-            const F distance = load(x + k * x_apart + i, lanes) - channel.mean;
-            const F h = slope_of<kSilu>(distance, load(g + k * g_apart + i, lanes), channel);
-            if (kKeep) store(keep + k * keep_apart + i, h, lanes, false);
+            const F distance = of.load(x + k * x_apart + i, lanes) - channel.mean;
+            const F h = slope_of(distance, of.load(g + k * g_apart + i, lanes), channel, silu);
+            if (kKeeps) of.store(keep + k * keep_apart + i, h, lanes, false);
             sum = sum + h;
             product = fma(h, distance, product);
         }
@@ -390,7 +424,7 @@ UDP_HD void add_slopes(const GroupNorm& a, const Tile& tile, int64_t p, int pixe
     });
 }
 
-template <class T, bool kSilu, bool kKeep>
+template <class T, bool kKeeps>
 void slopes_interleaved(const GroupNorm& a, const Tile& whole, Slopes* channels) {
     alignas(64) float sums[kColumnBlock], products[kColumnBlock];
     for (int64_t block = 0; block < whole.channels; block += kColumnBlock) {
@@ -401,7 +435,7 @@ void slopes_interleaved(const GroupNorm& a, const Tile& whole, Slopes* channels)
         memset(sums, 0, sizeof sums);
         memset(products, 0, sizeof products);
         for_pixels(tile, [&](int64_t first, int pixels, int64_t apart) {
-            add_slopes<T, kSilu, kKeep>(a, tile, first, pixels, apart, sums, products);
+            add_slopes<T, kKeeps>(a, tile, first, pixels, apart, sums, products);
         });
         for (int64_t c = 0; c < tile.channels; ++c) {
             channels[block + c] = {sums[c], products[c]};
@@ -409,31 +443,32 @@ void slopes_interleaved(const GroupNorm& a, const Tile& whole, Slopes* channels)
     }
 }
 
+template <class T, bool kKeeps>
+Slopes slopes_of(const GroupNorm& a, const Tile& tile, Slopes* channels) {
+    if (!a.interleaved) return slopes_planar<T, kKeeps>(a, tile, channels);
+    slopes_interleaved<T, kKeeps>(a, tile, channels);
+    return {};
+}
+
 Slopes slopes(const GroupNorm& a, const Tile& tile, Slopes* channels) {
-    Slopes found{};
-    if (a.keeps) {
-        if (!a.interleaved) return slopes_planar<float, true, true>(a, tile, channels);
-        slopes_interleaved<float, true, true>(a, tile, channels);
-        return found;
-    }
-    specialised(a, [&](auto* type, auto silu) {
-        using T = typename std::remove_pointer<decltype(type)>::type;
-        constexpr bool kSilu = decltype(silu)::value;
-        if (a.interleaved) {
-            slopes_interleaved<T, kSilu, false>(a, tile, channels);
-        } else {
-            found = slopes_planar<T, kSilu, false>(a, tile, channels);
-        }
-    });
-    return found;
+    if (a.x.type != DType::float32) return slopes_of<Narrow, false>(a, tile, channels);
+    return a.keeps ? slopes_of<float, true>(a, tile, channels)
+                   : slopes_of<float, false>(a, tile, channels);
 }
 
 void dx(const GroupNorm& a, const Tile& tile) {
-    specialised(a, [&](auto* type, auto silu) {
-        using T = typename std::remove_pointer<decltype(type)>::type;
-        constexpr bool kSilu = decltype(silu)::value;
-        over<T, true>(a, tile, [](F x, F g, const Channel& c) { return dx_of<kSilu>(x, g, c); });
-    });
+    if (a.x.type == DType::float32) {
+        // Mostly without a SiLU, whose slope is in what `slopes` kept, and then as fast as memory.
+        choose(a.silu, [&](auto silu) {
+            constexpr bool kSilu = decltype(silu)::value;
+            over<float, true>(a, tile,
+                              [](F x, F g, const Channel& c) { return dx_of(x, g, c, kSilu); });
+        });
+    } else {
+        const bool silu = a.silu;
+        over<Narrow, true>(a, tile,
+                           [=](F x, F g, const Channel& c) { return dx_of(x, g, c, silu); });
+    }
     if (a.stream) stream_fence();
 }
 
