@@ -71,6 +71,8 @@ clean:  ## remove the environment and everything built or written by these targe
 $(VENV)/.torch:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, $(PYTHON) is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
+	@# The pip that an older Python brings looks three times as long for what to install.
+	$(INSTALL) --quiet --upgrade pip || true
 	$(INSTALL) '$(TORCH)' || $(INSTALL) --index-url $(TORCH_INDEX) '$(TORCH)'
 	@touch $@
 
