@@ -223,11 +223,11 @@ void read_rows(const AttentionBackward& a, int64_t image, int64_t head, int64_t 
         lse[r] = attends ? from[r] * kLog2E : kInfinity;
         delta[r] = 0.0f;
     }
-    for_blocks(count, kBlock, [&](int64_t from, int64_t some) {
-        const HeadPart part{image, head, row + from, some};
+    for_blocks(count, kBlock, [&](int64_t first, int64_t some) {
+        const HeadPart part{image, head, row + first, some};
         row_products(read(a.grad_out, part, shape.size, room),
                      read(a.out, part, shape.size, room + kBlock * shape.size), some, shape.size,
-                     delta + from);
+                     delta + first);
     });
 }
 

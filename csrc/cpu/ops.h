@@ -138,7 +138,8 @@ struct AttentionShape {
     int64_t images, heads, queries, keys, size;  // size: of a head
 };
 
-// A tensor [images, heads, rows, size]: strides in elements, the last one 1.
+// A tensor [images, heads, rows, size]: strides in elements, the last one 1. All of a call are of
+// one type.
 struct Heads {
     void* data = nullptr;  // null: not wanted
     DType type = DType::float32;
