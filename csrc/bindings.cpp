@@ -49,16 +49,24 @@ class Arguments {
     }
     template <class T>
     T* address() {
-        return reinterpret_cast<T*>(static_cast<uintptr_t>(integer()));
+        return pointer<T>(integer());
     }
 
     template <size_t count>
     std::array<int64_t, count> integers() {
-        Arguments of("sizes or strides", next(), count);
+        Arguments of("integers", next(), count);
         std::array<int64_t, count> found;
         for (int64_t& one : found) one = of.integer();
         return found;
     }
+    // make(integers) of a tuple, or of None what nothing makes.
+    template <size_t count, class Make>
+    auto made_of(Make make) -> decltype(make({})) {
+        if (PyTuple_GET_ITEM(tuple_, next_) != Py_None) return make(integers<count>());
+        ++next_;
+        return {};
+    }
+
     // (images, channels, pixels)
     udp::Shape shape() {
         const auto [images, channels, pixels] = integers<3>();
@@ -66,54 +74,36 @@ class Arguments {
     }
     // (address, dtype, image stride, channel stride, pixel stride) or None
     Operand operand() {
-        const py::handle given = next();
-        if (given.is_none()) return {};
-        Arguments of("operand", given, 5);
-        Operand found;
-        found.data = of.address<void>();
-        found.type = static_cast<udp::DType>(of.integer());
-        found.image = of.integer();
-        found.channel = of.integer();
-        found.pixel = of.integer();
-        return found;
+        return made_of<5>([](const std::array<int64_t, 5>& t) -> Operand {
+            return {pointer<void>(t[0]), static_cast<udp::DType>(t[1]), t[2], t[3], t[4]};
+        });
     }
     // (address, stride) or None
     template <class T>
     PerImage<T> per_image() {
-        const py::handle given = next();
-        if (given.is_none()) return {};
-        Arguments of("per image", given, 2);
-        PerImage<T> found;
-        found.data = of.address<const T>();
-        found.stride = of.integer();
-        return found;
+        return made_of<2>([](const std::array<int64_t, 2>& t) -> PerImage<T> {
+            return {pointer<const T>(t[0]), t[1]};
+        });
     }
     // (dtype, image stride, head stride, row stride) or None
     udp::Heads heads() {
-        const py::handle given = next();
-        if (given.is_none()) return {};
-        Arguments of("heads", given, 4);
-        udp::Heads found;
-        found.type = static_cast<udp::DType>(of.integer());
-        found.image = of.integer();
-        found.head = of.integer();
-        found.row = of.integer();
-        return found;
+        return made_of<4>([](const std::array<int64_t, 4>& t) -> udp::Heads {
+            return {nullptr, static_cast<udp::DType>(t[0]), t[1], t[2], t[3]};
+        });
     }
     // (image stride, head stride, query stride, key stride) or None
     udp::Bias bias() {
-        const py::handle given = next();
-        if (given.is_none()) return {};
-        Arguments of("bias", given, 4);
-        udp::Bias found;
-        found.image = of.integer();
-        found.head = of.integer();
-        found.query = of.integer();
-        found.key = of.integer();
-        return found;
+        return made_of<4>([](const std::array<int64_t, 4>& t) -> udp::Bias {
+            return {nullptr, t[0], t[1], t[2], t[3]};
+        });
     }
 
   private:
+    template <class T>
+    static T* pointer(int64_t address) {
+        return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
+    }
+
     PyObject* tuple_;
     Py_ssize_t next_ = 0;
 };

@@ -305,8 +305,7 @@ UDP_HD F dx_of(F x, F gradient, const Channel& c, bool silu) {
     return group_norm_dx(slope_of(distance, gradient, c, silu), distance, c.scale, c.pull, c.tilt);
 }
 
-// --- y, and dx from x and the gradient: one pass over a tile
-// --------------------------------------
+// --- y, and dx: one pass over a tile -------------------------------------------------------------
 
 // pixel(x, gradient, channel) makes an element of y; gradient is 0 unless kGradient.
 template <class T, bool kGradient, class Pixel>
