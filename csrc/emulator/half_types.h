@@ -26,17 +26,16 @@ struct SmallFloat {
     }
 
     operator float() const {
-        if constexpr (kExponent == 8) return from_word(static_cast<uint32_t>(bits) << 16);
-        const int exponent = (bits >> kMantissa) & ((1 << kExponent) - 1);
-        const int mantissa = bits & ((1 << kMantissa) - 1);
+        const uint32_t magnitude = static_cast<uint32_t>(bits & 0x7fff) << kShift;
         float value;
-        if (exponent == (1 << kExponent) - 1) {
-            value = mantissa != 0 ? NAN : INFINITY;
-        } else if (exponent == 0) {
-            value = static_cast<float>(mantissa) * from_word((kLowest - kMantissa + 127) << 23);
-        } else {
-            value = from_word((exponent - 1 + kLowest + 127) << 23 | mantissa << (23 - kMantissa));
-        }
+        if (kExponent == 8)
+            value = from_word(magnitude);
+        else if (magnitude < kOne)  // subnormal: only the bits below the exponent count
+            value = from_word(magnitude + kOffset + kOne) - from_word(kOffset + kOne);
+        else if (magnitude < kSmallInfinity)
+            value = from_word(magnitude + kOffset);
+        else
+            value = magnitude > kSmallInfinity ? NAN : INFINITY;
         return (bits & 0x8000) != 0 ? -value : value;
     }
 
@@ -56,28 +55,41 @@ struct SmallFloat {
     SmallFloat& operator*=(SmallFloat b) { return *this = *this * b; }
 
   private:
-    static constexpr int kLowest = 2 - (1 << (kExponent - 1));  // of a normal number's exponent
+    // A float's word is that of the small one, shifted, but for the exponents' biases.
+    static constexpr int kShift = 23 - kMantissa;
+    static constexpr uint32_t kOne = 1u << 23;  // in the exponent's field of a float
+    static constexpr uint32_t kOffset = (128u - (1u << (kExponent - 1))) * kOne;
+    static constexpr uint32_t kSmallInfinity = ((1u << kExponent) - 1) * kOne;
+    static constexpr uint32_t kInfinity = 0x7f800000;
 
     static float from_word(uint32_t word) {
         float value;
         std::memcpy(&value, &word, sizeof value);
         return value;
     }
+    static uint32_t to_word(float value) {
+        uint32_t word;
+        std::memcpy(&word, &value, sizeof word);
+        return word;
+    }
 
+    // To nearest, ties to even.
     static unsigned short round(float value) {
-        const int sign = std::signbit(value) ? 0x8000 : 0;
-        const int infinity = ((1 << kExponent) - 1) << kMantissa;
-        const double magnitude = std::fabs(static_cast<double>(value));
-        if (std::isnan(value)) return 0x7fff;
-        if (magnitude == 0.0) return static_cast<unsigned short>(sign);
-        if (std::isinf(value)) return static_cast<unsigned short>(sign | infinity);
-        const int exponent = std::ilogb(magnitude) < kLowest ? kLowest : std::ilogb(magnitude);
-        // With the leading one, which carries into the exponent's field by itself.
-        const int mantissa =
-            static_cast<int>(std::nearbyint(std::ldexp(magnitude, kMantissa - exponent)));
-        const long long bits = (static_cast<long long>(exponent - kLowest) << kMantissa) + mantissa;
-        return static_cast<unsigned short>(sign |
-                                           (bits < infinity ? static_cast<int>(bits) : infinity));
+        const uint32_t word = to_word(value), sign = word >> 16 & 0x8000,
+                       magnitude = word ^ sign << 16;
+        uint32_t rounded;
+        if (magnitude > kInfinity) return 0x7fff;
+        if (kExponent != 8 && magnitude < kOffset + kOne) {
+            // Subnormal: a number is added in whose binade a unit is the smallest of them.
+            const uint32_t large = kOffset + (1u + static_cast<uint32_t>(kShift)) * kOne;
+            rounded = to_word(from_word(magnitude) + from_word(large)) - large;
+        } else {
+            // (A mantissa's carry reaches infinity by itself.)
+            const uint32_t scaled =
+                magnitude - kOffset < kSmallInfinity ? magnitude - kOffset : kSmallInfinity;
+            rounded = (scaled + (kOne >> (kMantissa + 1)) - 1 + (scaled >> kShift & 1)) >> kShift;
+        }
+        return static_cast<unsigned short>(sign | rounded);
     }
 };
 

@@ -90,81 +90,25 @@ template <bool kTransposed = false, int kMatrices>
 UDP_UNINSTRUMENTED void ldmatrix(uint32_t (&matrices)[kMatrices], const void* row,
                                  emulator::Site site = emulator::Site::here()) {
     static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4, "ldmatrix has x1, x2 and x4");
-    struct Operand {
-        const void* row;
-        uint32_t matrices[kMatrices];
-    } operand{row, {}};
     if (emulator::lane_index() < 8 * kMatrices)
         emulator::access(row, 16, emulator::kMatrix | emulator::kExact, UDP_EMULATOR_WHERE);
-    emulator::warp_collective(
-        0xffffffffu, &operand,
-        [](void* const* operands, unsigned lanes) {
-            emulator::require_whole_warp(lanes, "ldmatrix");
-            const void* rows[8 * kMatrices];
-            for (int i = 0; i < 8 * kMatrices; ++i)
-                rows[i] = static_cast<Operand*>(operands[i])->row;
-            emulator::count_matrix_load(rows, kMatrices);
-            for (int lane = 0; lane < 32; ++lane)
-                for (int m = 0; m < kMatrices; ++m) {
-                    const int g = lane / 4, t = lane % 4;
-                    uint16_t elements[2];
-                    for (int k = 0; k < 2; ++k) {
-                        const int i = kTransposed ? 2 * t + k : g, j = kTransposed ? g : 2 * t + k;
-                        memcpy(&elements[k], static_cast<const char*>(rows[8 * m + i]) + 2 * j, 2);
-                    }
-                    static_cast<Operand*>(operands[lane])->matrices[m] =
-                        elements[0] | static_cast<uint32_t>(elements[1]) << 16;
-                }
-        },
-        "ldmatrix", site);
+    emulator::MatrixRow operand{row, {}};
+    emulator::warp_collective(0xffffffffu, &operand,
+                              emulator::load_matrices<kMatrices, kTransposed>, "ldmatrix", site);
     memcpy(matrices, operand.matrices, sizeof matrices);
 }
 
-// The sum of the 16 products is formed in double and rounded once with d; a tensor core keeps fewer
-// bits and truncates, so the device's last places differ.
 template <class Half>
 UDP_UNINSTRUMENTED void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                                      emulator::Site site = emulator::Site::here()) {
     static_assert(std::is_same<Half, __half>::value || std::is_same<Half, __nv_bfloat16>::value,
                   "Half is __half or __nv_bfloat16");
-    struct Operand {
-        float d[4];
-        uint32_t a[4], b[2];
-    } operand;
+    emulator::MatrixProduct operand;
     memcpy(operand.d, d, sizeof operand.d);
     memcpy(operand.a, a, sizeof operand.a);
     memcpy(operand.b, b, sizeof operand.b);
-    emulator::warp_collective(
-        0xffffffffu, &operand,
-        [](void* const* operands, unsigned lanes) {
-            emulator::require_whole_warp(lanes, "mma_m16n8k16");
-            emulator::count_mma();
-            const auto half = [](uint32_t word, int which) {
-                return static_cast<double>(
-                    float(Half::from_bits(static_cast<unsigned short>(word >> (16 * which)))));
-            };
-            double a[16][16], b[16][8];
-            for (int lane = 0; lane < 32; ++lane) {
-                const Operand& o = *static_cast<const Operand*>(operands[lane]);
-                const int g = lane / 4, t = lane % 4;
-                for (int k = 0; k < 2; ++k) {
-                    for (int r = 0; r < 4; ++r)
-                        a[g + 8 * (r % 2)][2 * t + 8 * (r / 2) + k] = half(o.a[r], k);
-                    for (int r = 0; r < 2; ++r) b[2 * t + 8 * r + k][g] = half(o.b[r], k);
-                }
-            }
-            // Four sums side by side: a processor adds them at the same time.
-            for (int lane = 0; lane < 32; ++lane) {
-                Operand& o = *static_cast<Operand*>(operands[lane]);
-                const int i = lane / 4, j = 2 * (lane % 4);
-                double sum[4];
-                for (int r = 0; r < 4; ++r) sum[r] = static_cast<double>(o.d[r]);
-                for (int k = 0; k < 16; ++k)
-                    for (int r = 0; r < 4; ++r) sum[r] += a[i + 8 * (r / 2)][k] * b[k][j + r % 2];
-                for (int r = 0; r < 4; ++r) o.d[r] = static_cast<float>(sum[r]);
-            }
-        },
-        "mma_m16n8k16", site);
+    emulator::warp_collective(0xffffffffu, &operand, emulator::multiply_matrices<Half>,
+                              "mma_m16n8k16", site);
     memcpy(d, operand.d, sizeof operand.d);
 }
 

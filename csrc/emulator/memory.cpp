@@ -153,9 +153,11 @@ struct Region {
     std::string name;
     bool shared, writable, written;
     std::unique_ptr<History> history;
-    std::vector<uint16_t> in_flight;  // 1 + the thread whose cp.async is under way
+    std::vector<uint16_t> in_flight;  // of each word 1 + the thread whose cp.async is under way
 
     uintptr_t end() const { return base + bytes; }
+    // cp.async copies whole words to multiples of them.
+    size_t word(uintptr_t address) const { return address / 4 - base / 4; }
 };
 
 using Regions = std::vector<std::unique_ptr<Region>>;
@@ -339,24 +341,6 @@ size_t distinct(std::vector<uintptr_t>& v) {
     return static_cast<size_t>(std::unique(v.begin(), v.end()) - v.begin());
 }
 
-// The words that some lanes want at once. A bank serves one 4-byte word at a time; lanes that want
-// the same word share it.
-class Banks {
-  public:
-    void add(uintptr_t word) {
-        uintptr_t* bank = words_[word % 32];
-        size_t& count = counts_[word % 32];
-        if (std::find(bank, bank + count, word) == bank + count) bank[count++] = word;
-    }
-    size_t wavefronts() const {
-        return std::max<size_t>(1, *std::max_element(counts_, counts_ + 32));
-    }
-
-  private:
-    uintptr_t words_[32][32];  // a bank gets no more than one word a lane
-    size_t counts_[32] = {};
-};
-
 // 8-byte accesses take at least one wavefront a half warp, 16-byte accesses one a quarter.
 void count_shared(const Request* first, const Request* last) {
     const int lanes_at_once = first->bytes <= 4 ? 32 : first->bytes <= 8 ? 16 : 8;
@@ -406,15 +390,14 @@ void fill_poison(uintptr_t base, size_t bytes) {
 void land(Thread& thread, const std::vector<Copy>& group) {
     for (size_t n = 0; n < group.size(); ++n) {
         const Copy& copy = group[thread.reads_late ? group.size() - 1 - n : n];
-        Region* region = find(reinterpret_cast<uintptr_t>(copy.shared));
-        const size_t offset =
-            region == nullptr ? 0 : reinterpret_cast<uintptr_t>(copy.shared) - region->base;
         if (kChecked) {
+            const uintptr_t a = reinterpret_cast<uintptr_t>(copy.shared);
+            Region* region = find(a);
             const auto bytes = static_cast<size_t>(copy.bytes);
-            std::fill_n(&region->in_flight[offset], bytes, uint16_t{0});
-            region->history->visit(
-                region->base + offset, bytes,
-                [&](Cell& cell, uintptr_t, size_t) { cell.write = stamp(thread, kStore); });
+            std::fill_n(&region->in_flight[region->word(a)], bytes / 4, uint16_t{0});
+            region->history->visit(a, bytes, [&](Cell& cell, uintptr_t, size_t) {
+                cell.write = stamp(thread, kStore);
+            });
         }
         memcpy(copy.shared, copy.data, static_cast<size_t>(copy.bytes));
         if (thread.reads_late)
@@ -502,10 +485,10 @@ void access(const void* address, unsigned bytes, unsigned kind, const void* wher
                   region->name.c_str());
         if (atomic && !region->shared) state.ordered_with_other_blocks = true;
         if (copies_under_way != 0 && !region->in_flight.empty())
-            for (size_t i = offset; i < offset + bytes; ++i)
+            for (uintptr_t i = region->word(a); i <= region->word(a + bytes - 1); ++i)
                 if (region->in_flight[i] != 0)
                     fault("%s at byte %zu of %s: thread %d's cp.async there was not waited for",
-                          what(kind, bytes, where).c_str(), i, region->name.c_str(),
+                          what(kind, bytes, where).c_str(), offset, region->name.c_str(),
                           region->in_flight[i] - 1);
         region->history->visit(a, bytes, [&](Cell& cell, uintptr_t at, size_t count) {
             note_access(cell, *region, at - region->base, count, kind, bytes, where);
@@ -541,10 +524,9 @@ void copy_async(void* shared, const void* global, int bytes, int source_bytes, c
         Region* to = find(reinterpret_cast<uintptr_t>(shared));
         if (to == nullptr || !to->shared)
             fault("%s: the destination is not shared memory", copy().c_str());
-        to->in_flight.resize(to->bytes);
-        const size_t offset = reinterpret_cast<uintptr_t>(shared) - to->base;
-        for (size_t i = offset; i < offset + static_cast<size_t>(bytes); ++i)
-            to->in_flight[i] = static_cast<uint16_t>(thread.id + 1);
+        to->in_flight.resize(to->word(to->end() + 3));
+        std::fill_n(&to->in_flight[to->word(reinterpret_cast<uintptr_t>(shared))], bytes / 4,
+                    static_cast<uint16_t>(thread.id + 1));
     }
     state.counters->cp_async_bytes += static_cast<uint64_t>(source_bytes);
     ++copies_under_way;
@@ -565,21 +547,6 @@ void copy_async_wait(int pending) {
         land(thread, thread.copy_groups.front());
         thread.copy_groups.pop_front();
     }
-}
-
-void count_matrix_load(const void* const* rows, int matrices) {
-    for (int m = 0; m < matrices; ++m) {
-        Banks banks;
-        for (int i = 0; i < 8; ++i)
-            for (uintptr_t k = 0; k < 4; ++k)
-                banks.add(reinterpret_cast<uintptr_t>(rows[8 * m + i]) / 4 + k);
-        state.counters->ldmatrix_conflicts += banks.wavefronts() - 1;
-    }
-    ++state.counters->ldmatrix;
-}
-
-void count_mma() {
-    ++state.counters->mma;
 }
 
 // ---- allocations
@@ -651,6 +618,7 @@ void* dynamic_shared_base() {
 void begin_block_memory(size_t dynamic_shared_bytes) {
     if (dynamic == nullptr) begin_memory();
     dynamic->bytes = dynamic_shared_bytes;
+    dynamic->in_flight.clear();
     ASAN_UNPOISON_MEMORY_REGION(dynamic_buffer, kDynamicBytes + 2 * kMargin);
     for (const auto& region : regions)
         if (region->shared) fill_poison(region->base, region->bytes);

@@ -76,12 +76,27 @@ void copy_async(void* shared, const void* global, int bytes, int source_bytes, c
 void copy_async_commit();
 void copy_async_wait(int pending);
 
-void count_matrix_load(const void* const* rows, int matrices);
-void count_mma();
-
 void add_allocation(const void* base, size_t bytes, const char* name, bool writable, bool written);
 void remove_allocation(const void* base);
 void mark_written(const void* base, size_t bytes);  // by the host
+
+// ---- matrices.cpp: what the lanes of a warp do together, as each lane's operand and its Finish
+
+struct MatrixRow {
+    const void* row;
+    uint32_t matrices[4];
+};
+template <int kMatrices, bool kTransposed>
+void load_matrices(void* const* operands, unsigned lanes);
+
+struct MatrixProduct {
+    float d[4];
+    uint32_t a[4], b[2];
+};
+// The sum of the 16 products is formed in double and rounded once with d; a tensor core keeps fewer
+// bits and truncates, so the device's last places differ.
+template <class Half>
+void multiply_matrices(void* const* operands, unsigned lanes);
 
 }  // namespace udp::emulator
 

@@ -81,6 +81,10 @@ std::vector<std::unique_ptr<Counters>> launches;
 const Launch* launching = nullptr;
 cudaError_t error = cudaSuccess;
 int barrier_result = 0;
+// Of each warp the lanes that wait at a collective, and those that no longer come to one.
+struct Warp {
+    unsigned waiting, gone;
+} warps[kMaxThreads / kWarp];
 std::map<const void*, int> allowed_dynamic_shared;
 
 std::string triple(uint3 v) {
@@ -148,6 +152,7 @@ void wait(Waits waits, const char* operation, Site site) {
 
 void release(Thread& thread) {
     thread.waits = Waits::no;
+    warps[thread.warp].waiting &= ~(1u << thread.lane);
     ready.add(thread.id);
 }
 
@@ -159,6 +164,7 @@ Thread* lane_of(int warp, int lane) {
 
 // Finishes the collective that `mask`'s lanes wait at, if nobody is missing.
 void try_finish(int warp, unsigned mask) {
+    if ((mask & ~warps[warp].waiting & ~warps[warp].gone) != 0) return;  // as it mostly is
     const Thread* first = nullptr;
     const Thread* returned = nullptr;
     void* operands[kWarp] = {};
@@ -170,7 +176,6 @@ void try_finish(int warp, unsigned mask) {
             returned = thread;
             continue;
         }
-        if (thread->waits != Waits::at_warp_collective) return;
         if (thread->mask != mask) return;  // it may come here yet
         if (first == nullptr) first = thread;
         if (thread->finish != first->finish)
@@ -199,6 +204,7 @@ void thread_main() {
     launching->call(launching->arguments);
     Thread& thread = *state.running;
     thread.waits = Waits::for_ever;
+    warps[thread.warp].gone |= 1u << thread.lane;
     state.steps = 0;
     // It may have been the one that others no longer need to wait for.
     for (int lane = 0; lane < kWarp; ++lane) {
@@ -277,12 +283,14 @@ void run_block(const Launch& launch) {
     begin_block_memory(launch.dynamic_shared_bytes);
     const int threads = static_cast<int>(state.threads.size());
     ready.begin(threads);
+    std::fill(std::begin(warps), std::end(warps), Warp{0, ~0u});
     for (Thread* thread : state.threads) {
         std::fill(thread->clock, thread->clock + kWarp, 0u);
         thread->clock[thread->lane] = 1;
         thread->open_copies.clear();
         thread->copy_groups.clear();
         thread->reads_late = state.seed != 0 && (state.random() & 1u) != 0;
+        warps[thread->warp].gone &= ~(1u << thread->lane);
         thread->fiber.start(thread_main);
         release(*thread);
     }
@@ -363,6 +371,7 @@ void warp_collective(unsigned mask, void* operand, Finish finish, const char* op
         fault("%s: lane %d is not in its own mask 0x%08x", at(operation, site).c_str(), thread.lane,
               mask);
     thread.waits = Waits::at_warp_collective;
+    warps[thread.warp].waiting |= 1u << thread.lane;
     thread.operation = operation;
     thread.site = site;
     try_finish(thread.warp, mask);

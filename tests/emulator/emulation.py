@@ -134,12 +134,12 @@ def _with_includes(source: Path, include: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
-def compiled(source: Path, flags: Sequence[str]) -> Path:
+def compiled(source: Path, flags: Sequence[str], include: Sequence[Path] = ()) -> Path:
     """The object file of a C++ file; compiled once per content of it and of all it includes."""
-    files = _with_includes(source, [])
+    files = _with_includes(source, include)
     output = CACHE / f"{source.stem}-{_digest(*flags, *(f.read_bytes() for f in files))}.o"
     if not output.exists():
-        _compile([*flags, "-c", str(source)], output)
+        _compile([*flags, *(f"-I{folder}" for folder in include), "-c", str(source)], output)
     return output
 
 
@@ -148,7 +148,7 @@ def _runtime() -> tuple[Path, ...]:
     """The emulator itself, as object files."""
     flags = [*_COMMON, *(_SANITIZERS if SANITIZE else ["-O2", *_CHECKED[1:]])]
     flags.append("-fvisibility=hidden")
-    sources = ("fiber.cpp", "threads.cpp", "memory.cpp")
+    sources = ("fiber.cpp", "threads.cpp", "memory.cpp", "matrices.cpp")
     return tuple(compiled(EMULATOR / name, flags) for name in sources)
 
 
@@ -156,19 +156,12 @@ def build(source: Path) -> Path:
     """The shared library of one .cu file; built once per content of it and of all it includes."""
     folders = [EMULATOR, ROOT / "csrc/cuda", ROOT / "csrc"]
     flags = [*_COMMON, *(_SANITIZERS if SANITIZE else _CHECKED_KERNEL)]
-    files = _with_includes(source, folders)
-    runtime = _runtime()
-    key = _digest(*flags, *map(str, runtime), *(f.read_bytes() for f in files))
-    output = CACHE / f"{source.stem}-{key}.so"
-    if output.exists():
-        return output
-    part = output.with_suffix(f".{os.getpid()}.o")  # another process may be building the same
-    arguments = [*flags, *(f"-I{folder}" for folder in folders)]
-    arguments += ["-include", "cuda_emulator.h", "-x", "c++", "-c", str(source)]
-    _compile(arguments, part)
-    link = ["-shared", "-Wl,-Bsymbolic", *(_SANITIZERS if SANITIZE else [])]
-    _compile([*link, str(part), *map(str, runtime), "-ldl"], output)
-    part.unlink()
+    flags += ["-include", "cuda_emulator.h", "-x", "c++"]
+    objects = [compiled(source, flags, folders), *_runtime()]
+    output = CACHE / f"{source.stem}-{_digest(*(o.name for o in objects))}.so"
+    if not output.exists():
+        link = ["-shared", "-Wl,-Bsymbolic", *(_SANITIZERS if SANITIZE else [])]
+        _compile([*link, *map(str, objects), "-ldl"], output)
     return output
 
 
