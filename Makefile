@@ -23,10 +23,12 @@ JOBS   ?= 2
 BIN    := $(VENV)/bin
 # Python compiles what it imports; compiling all of torch beforehand would take a third of the install.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --no-compile
-BUILD  := pyproject.toml setup.py $(shell find csrc -type f)
+NATIVE := setup.py $(shell find csrc -type f)
 CPP    := $(filter %.h %.hpp %.cpp %.cu %.cuh,$(shell find csrc -type f))
 
 SHELL  := /bin/bash
+# Of the two halves of an installation, and of linters and tests, which keep one processor busy at a time.
+MAKEFLAGS += --jobs=2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test pytest lint format bench prove gpu-check clean
@@ -34,14 +36,14 @@ SHELL  := /bin/bash
 help:  ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 18
 
-demo: $(VENV)/.app  ## install, protect the four photographs into demo/, with summary and picture
+demo: $(VENV)/.app $(VENV)/.native  ## install, protect the four photographs into demo/, with summary and picture
 	@mkdir -p demo
 	@set -o pipefail; $(BIN)/udp-fast protect examples/photos -o demo --overwrite \
 	    --picture demo/before_after.png | tee demo/summary.txt
 
-test: lint pytest  ## install with [test], lint, check types, run the tests; with -j 2 all at once
+test: lint pytest  ## install with [test], lint, check types, run the tests
 
-pytest: $(VENV)/.test  ## the tests alone
+pytest: $(VENV)/.test $(VENV)/.native  ## the tests alone
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test  ## ruff, clang-format, mypy
@@ -55,37 +57,53 @@ format: $(VENV)/.test  ## rewrite the sources as lint wants them
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-bench: $(VENV)/.bench  ## time the ops, print the table, write docs/performance.md
+bench: $(VENV)/.bench $(VENV)/.native  ## time the ops, print the table, write docs/performance.md
 	$(BIN)/python -m benchmarks --write docs/performance.md
 
 prove: $(VENV)/.test  ## compile every GPU kernel, inspect the machine code, write docs/kernel-proof.md; no GPU needed
 	$(BIN)/python -m benchmarks.proof --write docs/kernel-proof.md
 
-gpu-check: $(VENV)/.gpu  ## on a machine with a GPU: its tests and times, into gpu-report/
+gpu-check: $(VENV)/.gpu $(VENV)/.native  ## on a machine with a GPU: its tests and times, into gpu-report/
 	$(BIN)/python -m benchmarks.gpu_check
 
 clean:  ## remove the environment and everything built or written by these targets
 	rm -rf $(VENV) demo gpu-report .cache build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find udp_fast \( -name '*.so' -o -name __pycache__ \) -prune -exec rm -rf {} +
 
-$(VENV)/.torch:
+# What takes long to install is two halves that need each other in nothing, so they are made at once:
+# torch and other packages, which keep one processor busy, and the compiled kernels.
+
+$(VENV)/.pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, $(PYTHON) is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	@# The pip that an older Python brings looks three times as long for what to install.
 	$(INSTALL) --quiet --upgrade pip || true
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.pip
 	$(INSTALL) '$(TORCH)' || $(INSTALL) --index-url $(TORCH_INDEX) '$(TORCH)'
 	@touch $@
 
-# Editable: the sources in this checkout are what runs, so only a change of $(BUILD) installs again.
-$(VENV)/.app: $(VENV)/.torch $(BUILD)
-	$(INSTALL) --editable .
+# Editable: the sources in this checkout are what runs, and the kernels among them, once there are any.
+$(VENV)/.app: $(VENV)/.torch pyproject.toml setup.py
+	UDP_NO_NATIVE=1 $(INSTALL) --editable .
 	@touch $@
 
-$(VENV)/.test $(VENV)/.bench: $(VENV)/.%: $(VENV)/.torch $(BUILD)
-	$(INSTALL) --editable '.[$*]'
+$(VENV)/.test $(VENV)/.bench: $(VENV)/.%: $(VENV)/.torch pyproject.toml setup.py
+	UDP_NO_NATIVE=1 $(INSTALL) --editable '.[$*]'
 	@touch $@ $(VENV)/.app
 
-# The kernels for this machine's GPU: those in CUDA where there is nvcc, those in Triton anyway.
-$(VENV)/.gpu: $(VENV)/.torch $(BUILD)
-	$(INSTALL) --editable '.[test,bench,triton]'
+$(VENV)/.gpu: $(VENV)/.torch pyproject.toml setup.py
+	UDP_NO_NATIVE=1 $(INSTALL) --editable '.[test,bench,triton]'
 	@touch $@ $(VENV)/.app
+
+# As in pyproject.toml, of which only pip makes an environment to build in.
+$(VENV)/.tools: $(VENV)/.pip
+	$(INSTALL) --quiet --target $(VENV)/tools 'setuptools>=77' 'pybind11>=2.12'
+	@touch $@
+
+# The kernels for this machine: for its processor, and for its GPU where there is nvcc.
+# (Not with the environment's own Python, which may be losing one setuptools for another just then.)
+$(VENV)/.native: $(VENV)/.tools $(NATIVE)
+	PYTHONPATH='$(abspath $(VENV))/tools' $(PYTHON) setup.py --quiet build_ext --inplace
+	@touch $@

@@ -159,7 +159,7 @@ def test_derivatives_of_all_orders() -> None:
     assert torch.autograd.gradgradcheck(lambda v: conv3x3(v, weight, bias).square(), x)
 
 
-def test_library() -> None:
+def test_opcheck() -> None:
     x, weight, bias = operands(SHAPES["tiles fit"])
     for v in (x, x.contiguous()):
         torch.library.opcheck(

@@ -103,7 +103,7 @@ def test_saves_its_input_alone() -> None:
     assert [t.data_ptr() for t in kept] == [x.data_ptr()]
 
 
-def test_library() -> None:
+def test_opcheck() -> None:
     x = torch.randn(3, 16, requires_grad=True)
     torch.library.opcheck(torch.ops.udp_fast.geglu, (x,))
     tests = ("test_schema", "test_faketensor")

@@ -61,6 +61,14 @@ def test_make_targets_in_the_documents_exist(root: Path) -> None:
     assert named - targets == set()
 
 
+def test_make_builds_with_what_pip_builds_with(root: Path) -> None:
+    makefile = (root / "Makefile").read_text(encoding="utf-8")
+    project = (root / "pyproject.toml").read_text(encoding="utf-8")
+    (tools,) = re.findall(r"--target \S+ (.+)$", makefile, re.M)
+    (required,) = re.findall(r"^requires = \[(.+)\]$", project, re.M)
+    assert re.findall(r"'(.+?)'", tools) == re.findall(r'"(.+?)"', required)
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 def test_make_clean_deletes_no_folder_that_the_shell_names(root: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
