@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -49,6 +50,15 @@ class Stop(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return None
+
+
+def opcheck(backend_name: str, op: Any, arguments: tuple[Any, ...]) -> None:
+    """torch's rules for a registered op. What its registration makes of autograd and of a trace does not
+    depend on who computes; it takes long, and is asked with the reference, which is always there."""
+    rules = ["test_schema", "test_faketensor"]
+    if backend_name == "reference":
+        rules += ["test_autograd_registration", "test_aot_dispatch_dynamic"]
+    torch.library.opcheck(op, arguments, test_utils=rules)
 
 
 def here(tensor: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import pytest
 import torch
@@ -41,6 +42,16 @@ def operands(shape: tuple[int, ...], *, seed: int = 0) -> tuple[Tensor, Tensor, 
     )
 
 
+@cache
+def exactly(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """The convolution of these operands in float64, a gradient of it, and that of x."""
+    x, weight, bias = (v.double() for v in operands(shape))
+    y = F.conv2d(x.requires_grad_(), weight, bias, padding=1)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(9))
+    (dx,) = torch.autograd.grad(y, x, dy.double())
+    return y.detach(), dy, dx
+
+
 def error(got: Tensor, exact: Tensor) -> float:
     return float((got.double() - exact).abs().max() / exact.abs().max())
 
@@ -59,13 +70,10 @@ def test_is_the_convolution_and_its_gradient(
         monkeypatch.delenv("UDP_FAST_BACKEND")
     x.requires_grad_()
     y = conv3x3(x, weight, bias)
-    double = x.detach().double().requires_grad_()
-    exact = F.conv2d(double, weight.double(), bias.double(), padding=1)
-    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(9))
+    exact, dy, exact_dx = exactly(shape)
     if layout != "contiguous":
         dy = dy.contiguous(memory_format=torch.channels_last)
     (dx,) = torch.autograd.grad(y, x, dy)
-    (exact_dx,) = torch.autograd.grad(exact, double, dy.double())
     assert error(y, exact) < 2e-5
     assert error(dx, exact_dx) < 2e-5
     sure = exact_dx.abs() > 1e-4 * exact_dx.abs().max()

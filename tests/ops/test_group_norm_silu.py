@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as nn
-from cases import BF16, F16, F32, F64, FLOATS, LAYOUTS, floats, in_layout, same_bits, ulp
+from cases import BF16, F16, F32, F64, FLOATS, LAYOUTS, floats, in_layout, opcheck, same_bits, ulp
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.library import opcheck
 
 from udp_fast import explain
 from udp_fast.backends.dispatch import BackendError
@@ -438,12 +437,13 @@ def sample(layout="contiguous", grad=True):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
 def test_opcheck(backend_name, layout):
-    opcheck(OPS.group_norm_silu, (*sample(layout), 4, 1e-5, "silu"))
-    opcheck(OPS.group_norm_silu, (sample(layout)[0], None, None, 4, 1e-5, None))
+    opcheck(backend_name, OPS.group_norm_silu, (*sample(layout), 4, 1e-5, "silu"))
+    opcheck(backend_name, OPS.group_norm_silu, (sample(layout)[0], None, None, 4, 1e-5, None))
     x, weight, bias = sample(layout, grad=False)
     _, mean, rstd = OPS.group_norm_silu(x, weight, bias, 4, 1e-5, "silu")
     for needs in ([True, True, True], [True, False, False]):
         opcheck(
+            backend_name,
             OPS.group_norm_silu_backward,
             (x.contiguous(), x, mean, rstd, weight, bias, 4, "silu", needs),
         )

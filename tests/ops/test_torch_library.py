@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import F16, F32, floats, here, images
+from cases import F16, F32, floats, here, images, opcheck
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.library import opcheck
 
 from udp_fast.ops import (
     denoising_loss,
@@ -129,7 +128,7 @@ SAMPLES = {
 @pytest.mark.parametrize("name", SAMPLES)
 def test_opcheck(backend_name, name):
     op, arguments = SAMPLES[name]
-    opcheck(op, arguments())
+    opcheck(backend_name, op, arguments())
 
 
 def protection_step(delta, x, original):

@@ -98,8 +98,11 @@ def broadcast_if_needed(self: Any, lhs: Any, rhs: Any) -> Any:
 
 TritonSemantic.broadcast_impl_value = broadcast_if_needed
 
-# It derives the type that both operands of an operation are converted to, where both have it.
+# It derives the type that both operands of an operation are converted to, where both have it; and makes
+# an array of a number at each operation with it, though nothing ever changes a tensor.
 checked = TritonSemantic.binary_op_type_checking_impl
+numbers: dict[Any, Any] = {}
+NUMBERS = (int, float, bool)
 
 
 def checked_if_unlike(
@@ -111,13 +114,34 @@ def checked_if_unlike(
     arithmetic_check: bool = True,
     div_or_mod: bool = False,
 ) -> Any:
-    both = isinstance(lhs, tl.tensor) and isinstance(rhs, tl.tensor) and lhs.dtype is rhs.dtype
+    flags = (allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, div_or_mod)
+    if type(lhs) is tl.tensor and type(rhs) in NUMBERS:
+        # The text tells the sign of a zero and one NaN from none. A shape is kept by whoever has it.
+        key = (type(rhs), repr(rhs), lhs.dtype.name, id(lhs.shape), flags)
+        if key in numbers:
+            return lhs, numbers[key]
+        converted, array = checked(self, lhs, rhs, *flags)
+        if converted is lhs:
+            numbers[key] = array
+        return converted, array
+    both = type(lhs) is tl.tensor and type(rhs) is tl.tensor and lhs.dtype is rhs.dtype
     if both and not div_or_mod and not lhs.dtype.is_ptr():  # a quotient of halves is a float
         return broadcast_if_needed(self, lhs, rhs)
-    return checked(self, lhs, rhs, allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, div_or_mod)
+    return checked(self, lhs, rhs, *flags)
 
 
 TritonSemantic.binary_op_type_checking_impl = checked_if_unlike
+
+cast = TritonSemantic.cast
+
+
+def cast_if_unlike(self: Any, input: Any, dst_ty: Any, fp_downcast_rounding: Any = None) -> Any:
+    if input.dtype is dst_ty:
+        return input
+    return cast(self, input, dst_ty, fp_downcast_rounding)
+
+
+TritonSemantic.cast = cast_if_unlike
 
 same_dtype = tl.dtype.__eq__
 tl.dtype.__eq__ = lambda self, other: self is other or same_dtype(self, other)
