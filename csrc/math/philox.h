@@ -17,14 +17,6 @@ struct NoiseKey {
 // Philox's key changes from round to round by Weyl sequences.
 constexpr int kPhiloxRounds = 10;
 constexpr uint32_t kPhiloxFactor0 = 0xD2511F53u, kPhiloxFactor1 = 0xCD9E8D57u;
-// Before a loop over the rounds of many counters at once: rolled up, the counters live in memory.
-#if defined(__GNUC__) && !defined(__clang__)
-#define UDP_UNROLL_ROUNDS _Pragma("GCC unroll 10")
-#elif defined(__clang__)
-#define UDP_UNROLL_ROUNDS _Pragma("unroll")
-#else
-#define UDP_UNROLL_ROUNDS
-#endif
 
 UDP_HD uint32_t philox_key0(uint32_t key0, int round) {
     return key0 + static_cast<uint32_t>(round) * 0x9E3779B9u;

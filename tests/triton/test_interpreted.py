@@ -38,14 +38,9 @@ def interpret(least: int, *arguments: str, plugins: Sequence[str] = ()) -> None:
 
 @needs_triton
 @pytest.mark.slow
-def test_kernels_agree_with_the_other_backends():
-    interpret(425, str(HERE / "test_agreement.py"))
-
-
-@needs_triton
-@pytest.mark.slow
-def test_attention_agrees_with_its_definition():
-    interpret(105, str(HERE / "test_attention_kernels.py"))
+def test_kernels_agree_with_the_other_backends_and_definitions():
+    files = ("test_agreement.py", "test_attention_kernels.py")
+    interpret(530, *(str(HERE / name) for name in files))
 
 
 @needs_triton
