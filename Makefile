@@ -23,12 +23,15 @@ JOBS   ?= 2
 BIN    := $(VENV)/bin
 # Python compiles what it imports; compiling all of torch beforehand would take a third of the install.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --no-compile
-NATIVE := setup.py $(shell find csrc -type f)
+NATIVE := setup.py $(shell find csrc -type f ! -name '*.pyc')
 CPP    := $(filter %.h %.hpp %.cpp %.cu %.cuh,$(shell find csrc -type f))
 
 SHELL  := /bin/bash
-# Of the two halves of an installation, and of linters and tests, which keep one processor busy at a time.
+# Two recipes at a time: the halves of an installation, below, then linters beside tests. Of several goals
+# on one command line each may want what the one before it left, or removed: these come one by one.
+ifeq ($(words $(MAKECMDGOALS)),1)
 MAKEFLAGS += --jobs=2
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test pytest lint format bench prove gpu-check clean
@@ -63,7 +66,7 @@ bench: $(VENV)/.bench $(VENV)/.native  ## time the ops, print the table, write d
 prove: $(VENV)/.test  ## compile every GPU kernel, inspect the machine code, write docs/kernel-proof.md; no GPU needed
 	$(BIN)/python -m benchmarks.proof --write docs/kernel-proof.md
 
-gpu-check: $(VENV)/.gpu $(VENV)/.native  ## on a machine with a GPU: its tests and times, into gpu-report/
+gpu-check: $(VENV)/.gpu $(VENV)/.native-gpu  ## on a machine with a GPU: its tests and times, into gpu-report/
 	$(BIN)/python -m benchmarks.gpu_check
 
 clean:  ## remove the environment and everything built or written by these targets
@@ -75,12 +78,13 @@ clean:  ## remove the environment and everything built or written by these targe
 
 $(VENV)/.pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, $(PYTHON) is " + sys.version)'
-	$(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@# The pip that an older Python brings looks three times as long for what to install.
 	$(INSTALL) --quiet --upgrade pip || true
 	@touch $@
 
-$(VENV)/.torch: $(VENV)/.pip
+# (An environment that has its torch keeps it.)
+$(VENV)/.torch: | $(VENV)/.pip
 	$(INSTALL) '$(TORCH)' || $(INSTALL) --index-url $(TORCH_INDEX) '$(TORCH)'
 	@touch $@
 
@@ -97,13 +101,16 @@ $(VENV)/.gpu: $(VENV)/.torch pyproject.toml setup.py
 	UDP_NO_NATIVE=1 $(INSTALL) --editable '.[test,bench,triton]'
 	@touch $@ $(VENV)/.app
 
-# As in pyproject.toml, of which only pip makes an environment to build in.
-$(VENV)/.tools: $(VENV)/.pip
-	$(INSTALL) --quiet --target $(VENV)/tools 'setuptools>=77' 'pybind11>=2.12'
+# What pip would build with, in an environment of its own.
+TOOLS  := $(shell sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr ',' ' ')
+$(VENV)/.tools: pyproject.toml | $(VENV)/.pip
+	$(INSTALL) --quiet --upgrade --target $(VENV)/tools $(TOOLS)
 	@touch $@
 
-# The kernels for this machine: for its processor, and for its GPU where there is nvcc.
-# (Not with the environment's own Python, which may be losing one setuptools for another just then.)
-$(VENV)/.native: $(VENV)/.tools $(NATIVE)
-	PYTHONPATH='$(abspath $(VENV))/tools' $(PYTHON) setup.py --quiet build_ext --inplace
-	@touch $@
+# The kernels for this machine: for its processor, and for its GPU where there is nvcc, which may have come
+# since others built without. All of them, as pip would: setuptools by itself keeps what is newer than its
+# sources, however that was built. Without site-packages (-S), where one setuptools may be giving way to
+# another just then.
+$(VENV)/.native $(VENV)/.native-gpu: $(VENV)/.tools $(NATIVE)
+	PYTHONPATH='$(abspath $(VENV))/tools' $(BIN)/python -S setup.py --quiet build_ext --inplace --force
+	@test "$$UDP_NO_NATIVE" = 1 || touch $@

@@ -74,6 +74,10 @@ FLAGS = {
 }
 SOURCES = [*(f for f in FLAGS if X86 or "avx" not in f), "csrc/unity.cpp"]
 
+#: What a build is made from: unity.cpp includes .cpp files as others do headers.
+FILES = ["setup.py", "udp_fast/__init__.py"]
+FILES += [str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.*") if p.suffix != ".pyc"]
+
 
 def load_cuda_build() -> Any:
     spec = importlib.util.spec_from_file_location("cuda_build", ROOT / "csrc/cuda/build.py")
@@ -157,7 +161,7 @@ def cuda() -> Extension:
         library_dirs=[str(cuda_build.library_folder())],
         libraries=["cudart_static", "rt", "dl", "pthread"],
         extra_compile_args=COMMON,
-        depends=["setup.py", *(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.*h"))],
+        depends=FILES,
         language="c++",
         optional=not cuda_build.demanded(),
     )
@@ -194,7 +198,7 @@ def native() -> list[Extension]:
             ],
             extra_compile_args=COMMON,
             extra_link_args=[] if MSVC else ["-pthread"],
-            depends=["setup.py", *(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.h"))],
+            depends=FILES,
             language="c++",
         ),
         *cuda_if_possible(),

@@ -1,6 +1,7 @@
 // Matrix instructions. (Compiled here and not with each kernel, whose every access is followed.)
 #include <cstring>
 
+#include "banks.h"
 #include "half_types.h"
 #include "state.h"
 

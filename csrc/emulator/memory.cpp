@@ -15,6 +15,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "banks.h"
 #include "state.h"
 
 #ifdef __SANITIZE_ADDRESS__
@@ -488,8 +489,9 @@ void access(const void* address, unsigned bytes, unsigned kind, const void* wher
             for (uintptr_t i = region->word(a); i <= region->word(a + bytes - 1); ++i)
                 if (region->in_flight[i] != 0)
                     fault("%s at byte %zu of %s: thread %d's cp.async there was not waited for",
-                          what(kind, bytes, where).c_str(), offset, region->name.c_str(),
-                          region->in_flight[i] - 1);
+                          what(kind, bytes, where).c_str(),
+                          std::max(a, (i + region->base / 4) * 4) - region->base,
+                          region->name.c_str(), region->in_flight[i] - 1);
         region->history->visit(a, bytes, [&](Cell& cell, uintptr_t at, size_t count) {
             note_access(cell, *region, at - region->base, count, kind, bytes, where);
         });

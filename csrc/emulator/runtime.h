@@ -1,5 +1,5 @@
-// What the emulated code asks of the emulator: threads, warps, memory. Definitions in threads.cpp
-// and memory.cpp, which are compiled without the instrumentation that the emulated code gets.
+// What the emulated code asks of the emulator: threads, warps, memory, matrices. Definitions in
+// .cpp files of these names, which are compiled without the instrumentation that it gets.
 #pragma once
 
 #include <cstddef>

@@ -1,7 +1,6 @@
-// The emulator's own state: shared by threads.cpp and memory.cpp, unknown to the emulated code.
+// The emulator's own state: shared by its .cpp files, unknown to the emulated code.
 #pragma once
 
-#include <algorithm>
 #include <deque>
 #include <memory>
 #include <string>
@@ -64,24 +63,6 @@ struct Counters {
     uint64_t ldmatrix = 0, ldmatrix_conflicts = 0, mma = 0;
     uint64_t cp_async_bytes = 0, atomics = 0;
     uint64_t block_barriers = 0, warp_collectives = 0;
-};
-
-// The words that some lanes want at once. A bank serves one 4-byte word at a time; lanes that want
-// the same word share it.
-class Banks {
-  public:
-    void add(uintptr_t word) {
-        uintptr_t* bank = words_[word % 32];
-        size_t& count = counts_[word % 32];
-        if (std::find(bank, bank + count, word) == bank + count) bank[count++] = word;
-    }
-    size_t wavefronts() const {
-        return std::max<size_t>(1, *std::max_element(counts_, counts_ + 32));
-    }
-
-  private:
-    uintptr_t words_[32][32];  // a bank gets no more than one word a lane
-    size_t counts_[32] = {};
 };
 
 struct State {

@@ -81,7 +81,8 @@ std::vector<std::unique_ptr<Counters>> launches;
 const Launch* launching = nullptr;
 cudaError_t error = cudaSuccess;
 int barrier_result = 0;
-// Of each warp the lanes that wait at a collective, and those that no longer come to one.
+// Of each warp the lanes that wait at a collective, and those that come to none: they have returned
+// from the kernel, or lie beyond the block's end.
 struct Warp {
     unsigned waiting, gone;
 } warps[kMaxThreads / kWarp];
@@ -164,7 +165,8 @@ Thread* lane_of(int warp, int lane) {
 
 // Finishes the collective that `mask`'s lanes wait at, if nobody is missing.
 void try_finish(int warp, unsigned mask) {
-    if ((mask & ~warps[warp].waiting & ~warps[warp].gone) != 0) return;  // as it mostly is
+    if ((mask & ~warps[warp].waiting & ~warps[warp].gone) != 0)
+        return;  // mostly: some are yet to come
     const Thread* first = nullptr;
     const Thread* returned = nullptr;
     void* operands[kWarp] = {};

@@ -438,30 +438,16 @@ def test_opcheck(attention_backend, keys):
     bias = torch.zeros(1, 1, 1, keys)
     bias[..., 1] = -INF
     leaf = q.clone().requires_grad_()
-    opcheck(attention_backend, OPS.attention, (leaf, k, v, bias, 0.5, True))
-    opcheck(
-        attention_backend, OPS.attention, (leaf, k.clone().requires_grad_(), v, None, 0.5, True)
-    )
-    opcheck(attention_backend, OPS.attention, (q, k, v, None, 0.5, False))
+    opcheck(OPS.attention, (leaf, k, v, bias, 0.5, True))
+    opcheck(OPS.attention, (leaf, k.clone().requires_grad_(), v, None, 0.5, True))
+    opcheck(OPS.attention, (q, k, v, None, 0.5, False))
     out, lse = OPS.attention(q, k, v, bias, 0.5, True)
     assert lse.dtype == F32
-    opcheck(
-        attention_backend,
-        OPS.attention_backward,
-        (grad, q, k, v, bias, out, lse, 0.5, [True, True, True]),
-    )
-    opcheck(
-        attention_backend,
-        OPS.attention_backward,
-        (grad, q, k, v, bias, out, lse, 0.5, [False, False, True]),
-    )
+    opcheck(OPS.attention_backward, (grad, q, k, v, bias, out, lse, 0.5, [True, True, True]))
+    opcheck(OPS.attention_backward, (grad, q, k, v, bias, out, lse, 0.5, [False, False, True]))
     if keys <= ONE_TILE:
         none = (None, None)
-        opcheck(
-            attention_backend,
-            OPS.attention_backward,
-            (grad, q, k, v, bias, *none, 0.5, [True, False, False]),
-        )
+        opcheck(OPS.attention_backward, (grad, q, k, v, bias, *none, 0.5, [True, False, False]))
 
 
 def test_lse_is_that_of_the_definition(attention_backend):

@@ -437,13 +437,12 @@ def sample(layout="contiguous", grad=True):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
 def test_opcheck(backend_name, layout):
-    opcheck(backend_name, OPS.group_norm_silu, (*sample(layout), 4, 1e-5, "silu"))
-    opcheck(backend_name, OPS.group_norm_silu, (sample(layout)[0], None, None, 4, 1e-5, None))
+    opcheck(OPS.group_norm_silu, (*sample(layout), 4, 1e-5, "silu"))
+    opcheck(OPS.group_norm_silu, (sample(layout)[0], None, None, 4, 1e-5, None))
     x, weight, bias = sample(layout, grad=False)
     _, mean, rstd = OPS.group_norm_silu(x, weight, bias, 4, 1e-5, "silu")
     for needs in ([True, True, True], [True, False, False]):
         opcheck(
-            backend_name,
             OPS.group_norm_silu_backward,
             (x.contiguous(), x, mean, rstd, weight, bias, 4, "silu", needs),
         )

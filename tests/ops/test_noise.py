@@ -59,6 +59,8 @@ def test_normals_are_those_of_the_float64_definition(backend_name):
 
 
 def test_normals_have_the_right_distribution(backend_name):
+    from scipy import stats  # long to import, and every worker imports this module
+
     n = draw((4, 250_000), noise_key(3, [1, 2, 3, 4])).double().flatten()
     count = n.numel()
     # Four standard errors of the mean, variance, skewness and excess kurtosis of a million normals.
@@ -66,8 +68,6 @@ def test_normals_have_the_right_distribution(backend_name):
     assert abs(n.var() - 1) < 4 * (2 / count) ** 0.5
     assert abs((n**3).mean()) < 4 * (15 / count) ** 0.5
     assert abs((n**4).mean() - 3) < 4 * (96 / count) ** 0.5
-    from scipy import stats  # long to import, and every worker imports this module
-
     assert stats.kstest(n.cpu().numpy(), "norm").pvalue > 1e-3
 
 

@@ -215,7 +215,7 @@ def test_opcheck(backend_name):
     lists = [operands[name] for name in ("deltas", "grads", "xs")]
     lists.insert(1, [torch.empty_like(d, dtype=F16) for d in lists[0]])
     rest = (torch.tensor(0.01), torch.tensor([0.03, 0.02]), "sign", True, 0.0, 1.0, -1.0, 1.0)
-    opcheck(backend_name, torch.ops.udp_fast.pgd_step_multi_, (*lists, *rest))
+    opcheck(torch.ops.udp_fast.pgd_step_multi_, (*lists, *rest))
 
 
 def test_compiles_without_a_graph_break(backend_name):

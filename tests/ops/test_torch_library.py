@@ -128,7 +128,7 @@ SAMPLES = {
 @pytest.mark.parametrize("name", SAMPLES)
 def test_opcheck(backend_name, name):
     op, arguments = SAMPLES[name]
-    opcheck(backend_name, op, arguments())
+    opcheck(op, arguments())
 
 
 def protection_step(delta, x, original):

@@ -61,32 +61,36 @@ def test_make_targets_in_the_documents_exist(root: Path) -> None:
     assert named - targets == set()
 
 
-def test_make_builds_with_what_pip_builds_with(root: Path) -> None:
-    makefile = (root / "Makefile").read_text(encoding="utf-8")
-    project = (root / "pyproject.toml").read_text(encoding="utf-8")
-    (tools,) = re.findall(r"--target \S+ (.+)$", makefile, re.M)
-    (required,) = re.findall(r"^requires = \[(.+)\]$", project, re.M)
-    assert re.findall(r"'(.+?)'", tools) == re.findall(r'"(.+?)"', required)
-
-
-@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
-def test_make_clean_deletes_no_folder_that_the_shell_names(root: Path) -> None:
+def would_do(root: Path, *arguments: str) -> str:
+    """What make would run."""
     environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
     environment.pop("MFLAGS", None)  # else a VENV given to the make around this test counts
+    return subprocess.run(
+        ["make", "--dry-run", *arguments],
+        cwd=root,
+        env={**environment, "VENV": "/precious"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
 
-    def would_do(*given: str) -> str:
-        return subprocess.run(
-            ["make", "--dry-run", "clean", *given],
-            cwd=root,
-            env={**environment, "VENV": "/precious"},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
 
-    assert "rm -rf .venv " in would_do()
-    assert "precious" not in would_do()
-    assert "rm -rf mine " in would_do("VENV=mine")
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+
+
+@needs_make
+def test_make_builds_with_what_pip_builds_with(root: Path) -> None:
+    project = (root / "pyproject.toml").read_text(encoding="utf-8")
+    (tools,) = re.findall(r"--target \S+ (.+)$", would_do(root, "VENV=mine", "mine/.tools"), re.M)
+    (required,) = re.findall(r"^requires = \[(.+)\]$", project, re.M)
+    assert re.findall(r'"(.+?)"', tools) == re.findall(r'"(.+?)"', required)
+
+
+@needs_make
+def test_make_clean_deletes_no_folder_that_the_shell_names(root: Path) -> None:
+    assert "rm -rf .venv " in would_do(root, "clean")
+    assert "precious" not in would_do(root, "clean")
+    assert "rm -rf mine " in would_do(root, "clean", "VENV=mine")
 
 
 def test_every_op_can_be_explained_and_is_in_the_readme(root: Path) -> None:

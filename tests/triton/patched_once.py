@@ -116,7 +116,7 @@ def checked_if_unlike(
 ) -> Any:
     flags = (allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, div_or_mod)
     if type(lhs) is tl.tensor and type(rhs) in NUMBERS:
-        # The text tells the sign of a zero and one NaN from none. A shape is kept by whoever has it.
+        # repr tells 0.0 from -0.0, and makes a NaN equal itself; all shapes are kept in `of_shapes`.
         key = (type(rhs), repr(rhs), lhs.dtype.name, id(lhs.shape), flags)
         if key in numbers:
             return lhs, numbers[key]
