@@ -388,15 +388,18 @@ double denoising_loss_of(const DenoisingLoss& a, const Plan& plan, int64_t image
             return;
         }
         const Output gradient = open(a.gradient, row, gradient_buffer, a.stream);
-        for_lanes(row.size(), [&sums, t, p, scale, gradient](int64_t i, auto lanes) {
+        // A copy that nothing points to stays in registers: each store might change another.
+        Sums of_row = sums;
+        for_lanes(row.size(), [&of_row, t, p, scale, gradient](int64_t i, auto lanes) {
             if (kKind == Target::given) {  // half a row ahead; the other kinds have more to compute
                 fetch(p + i + kRow / 2);
                 fetch(t.target + i + kRow / 2);
             }
             const F difference = load(p + i, lanes) - t.at(i, lanes);
-            sums.add_square(difference);
+            of_row.add_square(difference);
             store(gradient.data + i, scale * difference, lanes, gradient.stream);
         });
+        sums = of_row;
         close(a.gradient, gradient, row, a.stream);
     });
     stream_fence();

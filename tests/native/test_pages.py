@@ -43,17 +43,17 @@ def flags_of(x: Tensor) -> set[str]:
     not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="there are no large pages"
 )
 def test_the_system_is_asked() -> None:
-    x = native.fresh(torch.empty(native._MAPPED // 4))
+    x = native.fresh(torch.empty(native._LARGE // 4))
     assert "hg" in flags_of(x)
     x.fill_(1.0)
     assert x.min() == x.max() == 1.0
 
 
-def test_only_for_what_malloc_maps_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_for_what_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(_native, "prefer_large_pages", lambda *memory: asked.append(memory))
-    small = native.fresh(torch.empty(native._MAPPED - 1, dtype=torch.uint8))
-    large = native.fresh(torch.empty(native._MAPPED // 2, dtype=torch.float16))
+    small = native.fresh(torch.empty(native._LARGE - 1, dtype=torch.uint8))
+    large = native.fresh(torch.empty(native._LARGE // 2, dtype=torch.float16))
     assert asked == [(large.data_ptr(), large.nbytes)]
     assert small.nbytes < large.nbytes
 
@@ -67,7 +67,7 @@ def test_of_memory_that_holds_no_page_nothing_is_asked() -> None:
 
 def test_every_op_asks_for_its_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UDP_FAST_BACKEND", "cpu")
-    monkeypatch.setattr(native, "_MAPPED", 1)
+    monkeypatch.setattr(native, "_LARGE", 1)
     asked: set[int] = set()
     monkeypatch.setattr(_native, "prefer_large_pages", lambda data, _bytes: asked.add(data))
 

@@ -78,7 +78,7 @@ def test_without_statistics(biased):
     assert dk is dv is None
 
 
-def test_what_needs_more_than_addresses_is_not_prepared(monkeypatch):
+def test_what_needs_more_than_addresses_is_not_prepared():
     q, k = heads(70), heads(9)
     apart = torch.randn(2, 3, 40, 70).transpose(2, 3)  # a head's numbers, not side by side
     dq = (SCALE, (True, False, False))
@@ -92,9 +92,18 @@ def test_what_needs_more_than_addresses_is_not_prepared(monkeypatch):
     assert cpu.prepare_attention_backward(q, q, k, k, None, apart, None, *dq) is None
     lse = torch.zeros(2, 70, 3).transpose(1, 2)
     assert cpu.prepare_attention_backward(q, q, k, k, None, q, lse, *dq) is None
-    monkeypatch.setattr(native, "_MAPPED", q.nbytes)  # its results are asked for in large pages
-    assert cpu.prepare_attention(q, k, k, None, SCALE, False) is None
-    assert cpu.prepare_attention_backward(q, q, k, k, None, None, None, *dq) is None
+
+
+def test_a_prepared_call_asks_for_its_large_results(monkeypatch):
+    q, k = heads(70), heads(9)
+    monkeypatch.setattr(native, "_LARGE", q.nbytes)
+    asked = []
+    monkeypatch.setattr(native.module(), "prefer_large_pages", lambda *memory: asked.append(memory))
+    out, lse = cpu.prepare_attention(q, k, k, None, SCALE, True)(q, k, k)
+    assert asked == [(out.data_ptr(), q.nbytes)]
+    args = (None, out, lse, SCALE, (True, True, False))
+    dq, _, _ = cpu.prepare_attention_backward(q, q, k, k, *args)(q, q, k, k, out, lse)
+    assert asked[1:] == [(dq.data_ptr(), q.nbytes)]
 
 
 def test_a_kernel_says_what_it_was_not_given():

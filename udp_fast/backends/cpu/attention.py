@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..outputs import gradients
-from .native import DTYPES, fresh, is_large, module
+from .native import DTYPES, fresh, fresh_like, is_large, module
 
 #: Dtype, and strides of image, head and row in elements.
 Heads = tuple[int, int, int, int]
@@ -100,7 +100,7 @@ def attention(
     scale: float,
     need_lse: bool,
 ) -> tuple[Tensor, Tensor]:
-    out = fresh(torch.empty_like(q))
+    out = fresh_like(q)
     rows = q.shape[:3] if need_lse else (0,)
     lse = q.new_empty(*rows, dtype=torch.float32)  # a sequence takes twice as long
     if q.numel() == 0 or k.numel() == 0:
@@ -144,14 +144,19 @@ def attention_backward(
 
 
 def _is_simple(bias: Tensor | None, keys: int, *tensors: Tensor | None) -> bool:
-    """Whether a call needs neither copies nor large pages, and there is something to do."""
+    """Whether a call needs no copies, and there is something to do."""
     if bias is not None:
         a_row_each = bias.shape[2] > 1  # read along the keys
         if bias.dtype != torch.float32 or (
             a_row_each and (bias.shape[3] != keys or bias.stride(3) != 1)
         ):
             return False
-    return all(x is None or (x.numel() > 0 and not is_large(x) and _has_rows(x)) for x in tensors)
+    return all(x is None or (x.numel() > 0 and _has_rows(x)) for x in tensors)
+
+
+def _maker(*like: Tensor) -> Callable[[Tensor], Tensor]:
+    """What makes results like these: without a look at their sizes if all are small."""
+    return fresh_like if any(map(is_large, like)) else torch.empty_like
 
 
 def prepare_attention(
@@ -168,7 +173,7 @@ def prepare_attention(
         return None
     strides, _ = _bias(bias, k.shape[2])
     kernel = _kernel(q, k, v, strides, scale, torch.empty_like(q))
-    empty_like, threads = torch.empty_like, torch.get_num_threads
+    empty_like, threads = _maker(q), torch.get_num_threads
     # Like one that has this shape and no memory: half as long as naming shape and dtype.
     like_lse = q.new_empty(1, dtype=torch.float32).expand(q.shape[:3])
 
@@ -212,7 +217,7 @@ def prepare_attention_backward(
     needs_q, needs_k, needs_v = needs
     grads = gradients(needs, (q, k, v))
     kernel = _backward_kernel(grad_out, q, k, v, strides, out, scale, grads)
-    empty_like, threads = torch.empty_like, torch.get_num_threads
+    empty_like, threads = _maker(q, k, v), torch.get_num_threads
     has_statistics, has_bias = out is not None, bias is not None
 
     def run(

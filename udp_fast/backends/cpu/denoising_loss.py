@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .native import deliver, fresh, image_shape, module, operand, per_image
+from .native import deliver, fresh_like, image_shape, module, operand, per_image
 
 GIVEN = 0
 DERIVED = {"epsilon": 1, "v_prediction": 2, "sample": 3, "flow": 4}
@@ -25,7 +25,7 @@ def denoising_loss(
     grad_scale: float,
 ) -> tuple[Tensor, Tensor]:
     loss = torch.zeros(pred.shape[0], dtype=torch.float32)
-    grad = fresh(torch.empty_like(pred)) if with_grad else pred.new_empty((0,))
+    grad = fresh_like(pred) if with_grad else pred.new_empty((0,))
     if pred.numel() == 0:
         return loss, grad
     to_pred, pred_ = operand(pred)

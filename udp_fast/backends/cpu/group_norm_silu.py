@@ -103,7 +103,7 @@ def group_norm_silu(
     eps: float,
     act: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y = native.fresh(torch.empty_like(x))
+    y = native.fresh_like(x)
     mean = torch.empty((x.shape[0], num_groups), dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
     if x.numel() == 0:
@@ -150,7 +150,7 @@ def group_norm_silu_backward(
     wants_dx = needs[0]
     wants_dweight = needs[1] and weight is not None
     wants_dbias = needs[2] and bias is not None
-    dx = native.fresh(torch.empty_like(x)) if wants_dx else x.new_empty((0,))
+    dx = native.fresh_like(x) if wants_dx else x.new_empty((0,))
     dweight, dbias = _sums(x, weight, wants_dweight), _sums(x, bias, wants_dbias)
     if x.numel() == 0:
         dweight.zero_()

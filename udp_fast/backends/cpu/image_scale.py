@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .native import deliver, fresh, image_shape, module, operand, per_image
+from .native import deliver, fresh_like, image_shape, module, operand, per_image
 
 
 def image_scale(x: Tensor, scale: Tensor) -> Tensor:
-    out = fresh(torch.empty_like(x))
+    out = fresh_like(x)
     if x.numel() == 0:
         return out
     to_x, x_ = operand(x)

@@ -89,13 +89,14 @@ def image_operand(image: Tensor) -> tuple[Operand, Tensor]:
     return (image.data_ptr(), DTYPES[image.dtype], *found), image
 
 
-#: Bytes from which on malloc maps a block that it has no room for by itself, and gives it back when it is
-#: freed (glibc, DEFAULT_MMAP_THRESHOLD_MAX).
-_MAPPED = 32 << 20
+#: Bytes from which on a result is asked for in large pages, each of 2 MB on most systems. malloc finds
+#: memory anew for it whenever that was given back: always from 32 MB on, and below as the heap happens to
+#: end, in one process and not in another. Where it was kept the question takes a microsecond.
+_LARGE = 4 << 20
 
 
 def is_large(x: Tensor) -> bool:
-    return x.nbytes >= _MAPPED
+    return x.nbytes >= _LARGE
 
 
 def fresh(x: Tensor) -> Tensor:
@@ -106,6 +107,10 @@ def fresh(x: Tensor) -> Tensor:
     if is_large(x):
         module().prefer_large_pages(x.data_ptr(), x.nbytes)
     return x
+
+
+def fresh_like(x: Tensor) -> Tensor:
+    return fresh(torch.empty_like(x))
 
 
 def deliver(written: Tensor | None, output: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .native import deliver, fresh, image_shape, module, operand, per_image
+from .native import deliver, fresh, fresh_like, image_shape, module, operand, per_image
 
 
 def q_sample(
@@ -19,7 +19,7 @@ def q_sample(
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     x_t = fresh(torch.empty_like(x, dtype=out_dtype))
-    noise_out = fresh(torch.empty_like(x_t)) if return_noise else x_t.new_empty((0,))
+    noise_out = fresh_like(x_t) if return_noise else x_t.new_empty((0,))
     if x.numel() == 0:
         return x_t, noise_out
     to_x, x_ = operand(x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .native import deliver, fresh, image_shape, module, operand, per_image
+from .native import deliver, fresh_like, image_shape, module, operand, per_image
 
 
 def quantize(
@@ -17,7 +17,7 @@ def quantize(
     lo: float,
     hi: float,
 ) -> Tensor:
-    out = fresh(torch.empty_like(original))
+    out = fresh_like(original)
     if value.numel() == 0:
         return out
     to_value, value_ = operand(value)
