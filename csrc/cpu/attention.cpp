@@ -2,7 +2,6 @@
 #include "attention_launch.h"
 
 #include <algorithm>
-#include <memory>
 
 #include "isa.h"
 #include "parallel.h"
@@ -15,11 +14,14 @@ int64_t pieces(int64_t n, int64_t size) {
     return (n + size - 1) / size;
 }
 
+int64_t at_once(int64_t items, int threads) {
+    return std::min<int64_t>(items, std::max(threads, 1));
+}
+
+// body(item, memory), with so many floats of `memory` as each item needs, for so many `at_once`.
 template <class Body>
-void for_items(int64_t items, int64_t floats, int threads, const Body& body) {
-    const int64_t count = std::min<int64_t>(items, std::max(threads, 1));
-    const Block memory(static_cast<size_t>(floats * count));
-    Slots slots(memory.data(), floats, count);
+void for_items(int64_t items, int64_t floats, float* memory, int threads, const Body& body) {
+    Slots slots(memory, floats, at_once(items, threads));
     parallel_for(items, 1, threads,
                  [&](int64_t item) { slots.with_one([&](float* slot) { body(item, slot); }); });
 }
@@ -54,10 +56,11 @@ int64_t row_block(const AttentionShape& s, int threads) {
 }
 
 // Items of a head where its keys' gradients are summed over queries. One is best, unless there are
-// few heads; each costs as much memory as dk and dv. A power of two is shared evenly by most
-// processors.
+// few heads, and then two from 512 queries on and more from 2048; each costs as much memory as dk
+// and dv. A power of two is shared evenly by most processors.
 int64_t parts_of(const AttentionShape& s) {
-    const int64_t by_heads = pieces(8, s.heads), by_rows = s.queries / 512;
+    const int64_t by_heads = pieces(8, s.heads);
+    const int64_t by_rows = std::max(s.queries / 512, std::min<int64_t>(2, s.queries / 256));
     const int64_t by_memory = (int64_t{64} << 20) / (s.heads * s.keys * s.size * 8);
     const int64_t most = std::min({by_heads, by_rows, by_memory});
     int64_t parts = 1;
@@ -71,8 +74,11 @@ void attention(const Attention& a, int threads) {
     const Kernels& k = kernels();
     threads = threads_for(a.shape, 2, threads);
     const AttentionPlan plan{row_block(a.shape, threads), key_block(a.shape, false), 1, nullptr};
-    for_items(a.shape.images * a.shape.heads * plan.items(a.shape), k.attention_floats(a, plan),
-              threads, [&](int64_t item, float* floats) { k.attention(a, plan, item, floats); });
+    const int64_t items = a.shape.images * a.shape.heads * plan.items(a.shape);
+    const int64_t floats = k.attention_floats(a, plan);
+    const Block memory(static_cast<size_t>(floats * at_once(items, threads)));
+    for_items(items, floats, memory.data(), threads,
+              [&](int64_t item, float* own) { k.attention(a, plan, item, own); });
 }
 
 void attention_backward(const AttentionBackward& a, int threads) {
@@ -81,22 +87,22 @@ void attention_backward(const AttentionBackward& a, int threads) {
     threads = threads_for(s, 3, threads);
     AttentionPlan plan{row_block(s, threads), a.lse == nullptr ? s.keys : key_block(s, true), 1,
                        nullptr};
-    std::unique_ptr<float[]> partial;
     if (a.dk.data != nullptr || a.dv.data != nullptr) {
         plan.parts = parts_of(s);
         plan.rows = pieces(pieces(s.queries, plan.parts), kBlock) * kBlock;
         plan.parts = plan.items(s);
-        if (plan.parts > 1) {
-            partial.reset(new float[static_cast<size_t>(s.images * s.heads * plan.parts * 2 *
-                                                        s.keys * s.size)]);
-            plan.partial = partial.get();
-        }
     }
-    for_items(s.images * s.heads * plan.items(s), k.attention_backward_floats(a, plan), threads,
-              [&](int64_t item, float* floats) { k.attention_backward(a, plan, item, floats); });
+    const int64_t heads = s.images * s.heads, items = heads * plan.items(s);
+    const int64_t floats = k.attention_backward_floats(a, plan);
+    // In whole cache lines, for what comes after.
+    const int64_t shared =
+        plan.parts > 1 ? pieces(heads * plan.parts * 2 * s.keys * s.size, 16) * 16 : 0;
+    const Block memory(static_cast<size_t>(shared + floats * at_once(items, threads)));
+    plan.partial = memory.data();
+    for_items(items, floats, memory.data() + shared, threads,
+              [&](int64_t item, float* own) { k.attention_backward(a, plan, item, own); });
     if (plan.parts > 1) {
-        parallel_for(s.images * s.heads, 1, threads,
-                     [&](int64_t item) { k.attention_sum(a, plan, item); });
+        parallel_for(heads, 1, threads, [&](int64_t item) { k.attention_sum(a, plan, item); });
     }
 }
 
