@@ -56,11 +56,11 @@ int64_t row_block(const AttentionShape& s, int threads) {
 }
 
 // Items of a head where its keys' gradients are summed over queries. One is best, unless there are
-// few heads, and then two from 512 queries on and more from 2048; each costs as much memory as dk
+// few heads, and then two from 256 queries on and more from 2048; each costs as much memory as dk
 // and dv. A power of two is shared evenly by most processors.
 int64_t parts_of(const AttentionShape& s) {
     const int64_t by_heads = pieces(8, s.heads);
-    const int64_t by_rows = std::max(s.queries / 512, std::min<int64_t>(2, s.queries / 256));
+    const int64_t by_rows = std::max(s.queries / 512, std::min<int64_t>(2, s.queries / 128));
     const int64_t by_memory = (int64_t{64} << 20) / (s.heads * s.keys * s.size * 8);
     const int64_t most = std::min({by_heads, by_rows, by_memory});
     int64_t parts = 1;

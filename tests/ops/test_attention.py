@@ -857,6 +857,17 @@ def test_what_is_not_in_the_table_goes_to_torch(monkeypatch):
     assert said.chosen == "sdpa"
 
 
+@needs_native
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+def test_beside_tiles_torch_takes_what_it_multiplies_in_them(dtype, monkeypatch):
+    if not ours_measured(backend("cpu").variant()):
+        pytest.skip("ours were not measured with these kernels")
+    args = (*(x.to(dtype) for x in operands((1, 8, 256, 77, 40))[:3]), None, 1.0, False)
+    for tiles, chosen in ((False, "cpu"), (True, "cpu" if dtype == F32 else "sdpa")):
+        monkeypatch.setattr(preference, "torch_has_tiles", lambda tiles=tiles: tiles)
+        assert dispatch.select("attention", args).name == chosen
+
+
 def test_a_backend_that_leaves_a_call_takes_it_where_no_other_can(monkeypatch):
     q, k, v, _ = operands((1, 1, 4, 4, 8))
     args = (q, k, v, None, 1.0, False)
