@@ -13,8 +13,10 @@ void geglu(const Geglu& a, int64_t row) {
     float* y = a.y + row * a.columns;
     for (int64_t c = 0; c < a.columns; c += 16) {
         const int64_t n = a.columns - c;
-        store_some(y + c, gated<F, U>(load_some(values + c, n), load_some(gates + c, n)), n);
+        store_some(y + c, gated<F, U>(load_some(values + c, n), load_some(gates + c, n)), n,
+                   a.stream);
     }
+    stream_fence();
 }
 
 void geglu_backward(const Geglu& a, int64_t row) {
@@ -26,9 +28,10 @@ void geglu_backward(const Geglu& a, int64_t row) {
         F d_value, d_gate;
         gated_slopes<F, U>(load_some(grad + c, n), load_some(values + c, n),
                            load_some(gates + c, n), d_value, d_gate);
-        store_some(d_values + c, d_value, n);
-        store_some(d_gates + c, d_gate, n);
+        store_some(d_values + c, d_value, n, a.stream);
+        store_some(d_gates + c, d_gate, n, a.stream);
     }
+    stream_fence();
 }
 
 }  // namespace

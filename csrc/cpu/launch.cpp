@@ -303,7 +303,11 @@ void conv3x3(Conv3x3 args, int threads) {
     }
 }
 
-void geglu(const Geglu& args, int threads) {
+void geglu(Geglu args, int threads) {
+    const bool backward = args.grad != nullptr, aligned = args.columns % 16 == 0;
+    const int64_t bytes = args.rows * args.columns * (backward ? 2 : 1) * sizeof(float);
+    args.stream =
+        bytes > last_cache() / 4 && aligned && reinterpret_cast<uintptr_t>(args.y) % 64 == 0;
     const auto kernel = args.grad == nullptr ? kernels().geglu : kernels().geglu_backward;
     const int64_t grain = args.columns < kChunk ? kChunk / (args.columns + 1) + 1 : 1;
     parallel_for(args.rows, grain, threads, [&](int64_t row) { kernel(args, row); });

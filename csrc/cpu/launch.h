@@ -37,7 +37,7 @@ void image_scale(ImageScale args, Shape shape, int threads);
 void conv3x3(Conv3x3 args, int threads);
 
 // The backward where args.grad is given.
-void geglu(const Geglu& args, int threads);
+void geglu(Geglu args, int threads);
 
 // Every operand, shape, groups, layout, weight and bias are the caller's; all else is set here.
 // mean, rstd: [images, groups], written.

@@ -130,6 +130,7 @@ struct Geglu {
     const float *x, *grad;
     float* y;
     int64_t rows, columns;
+    bool stream = false;
 };
 
 // --- attention -----------------------------------------------------------------------------------

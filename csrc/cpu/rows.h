@@ -275,8 +275,8 @@ UDP_HD F load_some(const float* p, int64_t n) {
     memcpy(values, p, static_cast<size_t>(n) * sizeof(float));
     return load16(values);
 }
-UDP_HD void store_some(float* p, const F& a, int64_t n) {
-    if (n >= 16) return store16(p, a);
+UDP_HD void store_some(float* p, const F& a, int64_t n, bool stream = false) {
+    if (n >= 16) return store(p, a, Full{}, stream);
     float values[16];
     store16(values, a);
     memcpy(p, values, static_cast<size_t>(n) * sizeof(float));

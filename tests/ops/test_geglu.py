@@ -90,6 +90,25 @@ def test_strides(backend_name: str) -> None:
     assert torch.equal(geglu(x.transpose(0, 1)), geglu(x.transpose(0, 1).contiguous()))
 
 
+@pytest.mark.skipif(bool(backend("cpu").missing), reason=f"cpu: {backend('cpu').missing}")
+@pytest.mark.parametrize(("columns", "first"), [(1280, 0), (1280, 3), (1290, 0)])
+def test_large_results_are_those_of_pieces(
+    columns: int, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They go past the caches, where whole lines of them are written, and small ones do not."""
+    monkeypatch.setenv("UDP_FAST_BACKEND", "cpu")
+    rows = 2100  # 10 MB and twice as many
+    x = torch.randn(rows * 2 * columns + first)[first:].view(rows, 2 * columns).requires_grad_()
+    y = geglu(x)
+    dy = torch.randn_like(y)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    for piece, of_y, of_dy, of_dx in zip(*(t.split(300) for t in (x, y, dy, dx)), strict=True):
+        alone = piece.detach().requires_grad_()
+        again = geglu(alone)
+        assert torch.equal(again, of_y)
+        assert torch.equal(torch.autograd.grad(again, alone, of_dy)[0], of_dx)
+
+
 def test_saves_its_input_alone() -> None:
     x = torch.randn(4, 32, requires_grad=True)
     kept: list[Tensor] = []
