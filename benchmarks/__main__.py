@@ -13,6 +13,7 @@ import datetime
 import json
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from udp_fast import _native
 from .markdown import table
 from .measure import COPY, EAGER, OURS, Case, Result
 from .ops import cases
-from .turns import MEMORY_KEPT, Players
+from .turns import GENERATIONS, MEMORY_KEPT, ROUNDS, Players
 from .unet import carried_over
 
 
@@ -110,8 +111,9 @@ Written by `make bench` (`python -m benchmarks --write docs/performance.md`). {f
 
 Every figure is a median. Each provider has a process of its own, as it would be in a program that uses
 it. They take turns within one run, a call to settle and a few timed ones each, and a ratio is the median
-of the ratios within a round of turns, so that what disturbs the machine disturbs all of them. "Of copy's
-speed": how fast this machine copies as many bytes as the op has to read and write, over the op's time;
+of the ratios within a round of turns, so that what disturbs the machine disturbs all of them. After a fifth
+of the rounds other processes take over, for where the system puts a process's heap decides for all its
+life how often large results cost faults. "Of copy's speed": how fast this machine copies as many bytes as the op has to read and write, over the op's time;
 100 % is the limit of the memory for an op that only streams. Calls go through `udp_fast.ops`, checks and,
 for the loss, autograd included.
 
@@ -129,18 +131,31 @@ Medians in seconds, by provider:
 """
 
 
-def timed(players: Players, stock: list[tuple[int, Case]], seconds: float) -> list[Result]:
-    """Each case of the stock, which knows its place among those of the players; printed as they come."""
-    results = []
-    for place, case in stock:
-        results.append(players.measure(place, case, seconds))
-        *_, ms, ratios, of_copy, bars = row(results[-1])
-        print(f"{case.title}\n    {ms} ms, {of_copy} of copy's speed")
-        for cell in (ratios, bars):
-            if cell:
-                print("    " + cell.replace("<br>", ", "))
-        sys.stdout.flush()
+def timed(
+    only: str,
+    stock: list[tuple[int, Case]],
+    seconds: float,
+    generations: int,
+    environment: Mapping[str, str],
+) -> list[Result]:
+    """Each case of the stock, which knows its place among `cases(only)`; printed as they are done."""
+    results = [Result(case) for _, case in stock]
+    for remaining in reversed(range(generations)):
+        with Players(only, environment) as players:
+            for (place, _), result in zip(stock, results, strict=True):
+                players.measure(place, result, seconds / generations, -(-ROUNDS // generations))
+                if not remaining:
+                    tell(result)
     return results
+
+
+def tell(result: Result) -> None:
+    *_, ms, ratios, of_copy, bars = row(result)
+    print(f"{result.case.title}\n    {ms} ms, {of_copy} of copy's speed")
+    for cell in (ratios, bars):
+        if cell:
+            print("    " + cell.replace("<br>", ", "))
+    sys.stdout.flush()
 
 
 def main() -> int:
@@ -155,14 +170,12 @@ def main() -> int:
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a bar is missed")
     options = parser.parse_args()
     stock = [(i, c) for i, c in enumerate(cases(options.only)) if options.only in c.title]
-    with Players(options.only) as players:
-        results = timed(players, stock, options.seconds)
+    results = timed(options.only, stock, options.seconds, GENERATIONS, {})
     # Bars are about programs as they are by default.
     of_eager = [(i, replace(case, bars=())) for i, case in stock if has_a_bar_on_eager(case)]
     if of_eager:
-        print("\nwhere memory is kept")
-    with Players(options.only, MEMORY_KEPT) as players:
-        kept = timed(players, of_eager, options.seconds)
+        print("\nwhere memory is kept")  # as it is in any process
+    kept = timed(options.only, of_eager, options.seconds, 1, MEMORY_KEPT)
     if options.write is not None:
         document = markdown(results, kept, machine())
         if options.write.exists():  # what `python -m benchmarks.unet` wrote stays

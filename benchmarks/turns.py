@@ -3,6 +3,9 @@
 Within one process providers decide about each other's memory: whether a large result finds a block that
 glibc still holds, or 6144 pages that the system has yet to find, depends on what another one freed
 before. So every provider has its own process for all cases, and they take turns.
+
+Within one process that is decided once for many calls: by where the system has put its heap, eager's weighted
+loss takes 4 to 19 ms. So all is done anew with other processes, a few times, and all rounds count alike.
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ from unittest import mock
 
 import torch
 
-from .measure import COPY, OURS, Case, Result, copier, turn
+from .measure import COPY, Result, copier, turn
 
+#: How many processes a provider has, one after the other, and rounds in all of them, at least.
+GENERATIONS, ROUNDS = 5, 15
 #: Seconds between two turns: threads of the last one's process wait for work by spinning, for a while.
 PAUSE = 0.01
 #: With which glibc keeps what is freed and maps no large block by itself: no call finds pages anew.
@@ -73,9 +78,10 @@ class Players:
             self._players[provider] = process, ours
         return self._players[provider][1]
 
-    def measure(self, place: int, case: Case, seconds: float) -> Result:
-        """Rounds over all providers of the case at `place` of `cases(only)` for about so long, at least ten."""
-        providers = [*case.providers, COPY]
+    def measure(self, place: int, result: Result, seconds: float, rounds: int) -> None:
+        """Rounds over all providers of the case at `place` of `cases(only)` for about so long, at least so
+        many, added to its result."""
+        providers = [*result.case.providers, COPY]
 
         def seconds_of(provider: str) -> float:
             connection = self._connection(provider)
@@ -86,9 +92,9 @@ class Players:
 
         for provider in providers:
             seconds_of(provider)
-        result = Result(case, {provider: [] for provider in providers})
         end = time.perf_counter() + seconds
-        while time.perf_counter() < end or len(result.seconds[OURS]) < 10:
+        done = 0
+        while time.perf_counter() < end or done < rounds:
             for provider in providers:
-                result.seconds[provider].append(seconds_of(provider))
-        return result
+                result.seconds.setdefault(provider, []).append(seconds_of(provider))
+            done += 1
