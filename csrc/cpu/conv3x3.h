@@ -59,7 +59,7 @@ void conv_tiles(const Conv3x3& a, int64_t row, int64_t local) {
 }
 
 // Taps of the output channels first .. first + 31 and `depth` input channels from c0 on,
-// transformed: [36][panels][kConvDepth][kGemmLanes * 16].
+// transformed: [36][panels][kConvDepth][kGemmLanes * 16], slices kConvTapsSlice apart.
 constexpr int kConvPanels = 2 / kGemmLanes, kConvPanel = 16 * kGemmLanes;
 
 // Nine neighbours of each of `rows` rows, in reverse order if kFlipped; zeros for the rows after.
@@ -96,7 +96,7 @@ UDP_HD void conv_taps_of(const Conv3x3& a, int64_t first, int64_t c0, int64_t de
             });
             unrolled<6>([&](auto i) UDP_INLINED {
                 winograd_taps(columns[i], [&](int j, const F& u) UDP_INLINED {
-                    store16(to + (6 * i + j) * kConvPanels * kConvDepth * kConvPanel, u);
+                    store16(to + (6 * i + j) * kConvTapsSlice, u);
                 });
             });
         }
@@ -192,8 +192,8 @@ void conv_block(const Conv3x3& a, int64_t first_row, int64_t rows, int64_t block
             const float* tiles = a.tiles + point * a.tiles_slice + c0;
             for (int panel = 0; panel < kConvPanels; ++panel) {
                 conv_multiply(count, tiles, a.tiles_pitch,
-                              taps + (point * kConvPanels + panel) * kConvDepth * kConvPanel, depth,
-                              products + point * slice + panel * kConvPanel, c0 > 0);
+                              taps + point * kConvTapsSlice + panel * kConvDepth * kConvPanel,
+                              depth, products + point * slice + panel * kConvPanel, c0 > 0);
             }
         }
     }

@@ -261,8 +261,7 @@ ConvBands conv_bands(Conv3x3& args, int threads) {
     }
     const int64_t tiles = rows * args.tile_columns;
     args.tiles_slice = tiles * args.tiles_pitch + 16;
-    return {own, rows, 36 * args.tiles_slice,
-            36 * (conv_products_slice(tiles) + kConvDepth * kConvBlock)};
+    return {own, rows, 36 * args.tiles_slice, 36 * (conv_products_slice(tiles) + kConvTapsSlice)};
 }
 
 }  // namespace

@@ -195,7 +195,7 @@ void compare_layers(int64_t in, int64_t out) {
             a.tiles_pitch = (a.in + 15) / 16 * 16;
             a.tiles_slice = tiles * a.tiles_pitch + 16;
             std::vector<float> transformed(static_cast<size_t>(36 * a.tiles_slice));
-            const int64_t floats = 36 * (conv_products_slice(tiles) + kConvDepth * kConvBlock);
+            const int64_t floats = 36 * (conv_products_slice(tiles) + kConvTapsSlice);
             std::vector<float> scratch(static_cast<size_t>(floats));
             a.tiles = transformed.data();
             for (int64_t row = 0; row < a.tile_rows; ++row) both[which]->conv_tiles(a, row, row);
