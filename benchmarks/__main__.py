@@ -94,7 +94,7 @@ def section_on_memory(results: list[Result], kept: list[Result]) -> str:
 
 A large result is made of memory that the process still holds or of pages that the system has yet to
 find, and a fault for each page can take longer than the op. glibc decides anew at each call, by what was
-freed before; eager, with more of such tensors, pays more often. So ratios to eager scatter between runs
+freed before; eager, with more of such tensors, pays more often. So ratios to eager scatter between processes
 where results are large, and part of what they show is glibc. Where nobody pays (`MALLOC_TRIM_THRESHOLD_` and
 `MALLOC_MMAP_THRESHOLD_` are 4 GB; other allocators keep memory by themselves) the same cases took:
 
@@ -111,11 +111,11 @@ Written by `make bench` (`python -m benchmarks --write docs/performance.md`). {f
 
 Every figure is a median. Each provider has a process of its own, as it would be in a program that uses
 it. They take turns within one run, a call to settle and a few timed ones each, and a ratio is the median
-of the ratios within a round of turns, so that what disturbs the machine disturbs all of them. After a fifth
-of the rounds other processes take over, for where the system puts a process's heap decides for all its
-life how often large results cost faults. "Of copy's speed": how fast this machine copies as many bytes as the op has to read and write, over the op's time;
-100 % is the limit of the memory for an op that only streams. Calls go through `udp_fast.ops`, checks and,
-for the loss, autograd included.
+of the ratios within a round of turns, so that what disturbs the machine disturbs all of them. After each
+fifth of the rounds other processes take over, for where the system puts a process's heap decides for all
+its life how often large results cost page faults. "Of copy's speed": how fast this machine copies as many
+bytes as the op has to read and write, over the op's time; 100 % is the limit of the memory for an op that
+only streams. Calls go through `udp_fast.ops`, checks and, for the loss, autograd included.
 
 What the others are: *eager* does the same job in torch, in place where it can; *compile* is
 torch.compile of it; *unguarded* is the step without the check for gradients that are not finite, and

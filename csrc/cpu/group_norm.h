@@ -408,10 +408,15 @@ UDP_HD void add_slopes(const GroupNorm& a, const Tile& tile, int64_t p, int pixe
     const Columns columns(a, tile.image, tile.channel);
     const Elements<T> of(a.x.type);
     const bool silu = kKeeps || a.silu;
+    const int64_t x_pixel = a.x.pixel, g_pixel = a.gradient.pixel;
     for_lanes(tile.channels, [=](int64_t i, auto lanes) {
         const Channel channel = columns.at(i, false);
         F sum = load16(sums + i), product = load16(products + i);
         for (int k = 0; k < pixels; ++k) {
+            if (silu) {  // the next pixel's
+                fetch(x + k * x_apart + i + x_pixel);
+                fetch(g + k * g_apart + i + g_pixel);
+            }
             const F distance = of.load(x + k * x_apart + i, lanes) - channel.mean;
             const F h = slope_of(distance, of.load(g + k * g_apart + i, lanes), channel, silu);
             if (kKeeps) of.store(keep + k * keep_apart + i, h, lanes, false);
