@@ -96,7 +96,8 @@ A large result is made of memory that the process still holds or of pages that t
 find, and a fault for each page can take longer than the op. glibc decides anew at each call, by what was
 freed before; eager, with more of such tensors, pays more often. So ratios to eager scatter between processes
 where results are large, and part of what they show is glibc. Where nobody pays (`MALLOC_TRIM_THRESHOLD_` and
-`MALLOC_MMAP_THRESHOLD_` are 4 GB; other allocators keep memory by themselves) the same cases took:
+`MALLOC_MMAP_THRESHOLD_` are 4 GB; other allocators keep memory by themselves) the same cases took, with one
+process for each provider:
 
 {table(rows)}
 """
@@ -174,7 +175,7 @@ def main() -> int:
     # Bars are about programs as they are by default.
     of_eager = [(i, replace(case, bars=())) for i, case in stock if has_a_bar_on_eager(case)]
     if of_eager:
-        print("\nwhere memory is kept")  # as it is in any process
+        print("\nwhere memory is kept")  # one process will do: so it is in all of them
     kept = timed(options.only, of_eager, options.seconds, 1, MEMORY_KEPT)
     if options.write is not None:
         document = markdown(results, kept, machine())

@@ -307,7 +307,7 @@ void geglu(Geglu args, int threads) {
     const int64_t bytes = args.rows * args.columns * (backward ? 2 : 1) * sizeof(float);
     args.stream =
         bytes > last_cache() / 4 && aligned && reinterpret_cast<uintptr_t>(args.y) % 64 == 0;
-    const auto kernel = args.grad == nullptr ? kernels().geglu : kernels().geglu_backward;
+    const auto kernel = backward ? kernels().geglu_backward : kernels().geglu;
     const int64_t grain = args.columns < kChunk ? kChunk / (args.columns + 1) + 1 : 1;
     parallel_for(args.rows, grain, threads, [&](int64_t row) { kernel(args, row); });
 }

@@ -18,7 +18,7 @@ class Block {
   public:
     static constexpr size_t kMost = size_t{16} << 20;  // floats; what is larger is not kept
 
-    explicit Block(size_t floats) : memory_(spare().exchange(nullptr)) {
+    explicit Block(size_t floats) : memory_(floats > kMost ? nullptr : spare().exchange(nullptr)) {
         if (memory_ != nullptr && memory_->size() < floats) {
             delete memory_;
             memory_ = nullptr;

@@ -210,6 +210,20 @@ void compare_layers(int64_t in, int64_t out) {
         g.y = d_gated.data();
         for (int64_t row = 0; row < g.rows; ++row) both[which]->geglu_backward(g, row);
         results[which] = {y, dx, gated, d_gated};
+        // Past the caches whole lines are written.
+        constexpr int64_t kRows = 4, kColumns = 32;
+        alignas(64) float lines[kRows * kColumns * 2];
+        for (const bool backward : {false, true}) {
+            std::vector<float> plain(static_cast<size_t>(kRows * kColumns * (backward ? 2 : 1)));
+            const auto kernel = backward ? both[which]->geglu_backward : both[which]->geglu;
+            for (const bool stream : {false, true}) {
+                Geglu large{x.data(), backward ? weight.data() : nullptr,
+                            stream ? lines : plain.data(), kRows, kColumns};
+                large.stream = stream;
+                for (int64_t row = 0; row < kRows; ++row) kernel(large, row);
+            }
+            same("geglu past the caches", plain.data(), lines, plain.size() * sizeof(float));
+        }
     }
     const char* names[] = {"conv3x3", "conv3x3_dx", "geglu", "geglu_backward"};
     for (size_t i = 0; i < 4; ++i) {

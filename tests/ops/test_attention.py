@@ -858,14 +858,19 @@ def test_what_is_not_in_the_table_goes_to_torch(monkeypatch):
 
 
 @needs_native
-@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
-def test_beside_tiles_torch_takes_what_it_multiplies_in_them(dtype, monkeypatch):
+@pytest.mark.parametrize("tiles", [(), ("tile",), ("tile", "fp16")], ids=str)
+def test_torch_takes_what_it_multiplies_in_tiles(tiles, monkeypatch):
     if not ours_measured(backend("cpu").variant()):
         pytest.skip("ours were not measured with these kernels")
-    args = (*(x.to(dtype) for x in operands((1, 8, 256, 77, 40))[:3]), None, 1.0, False)
-    for tiles, chosen in ((False, "cpu"), (True, "cpu" if dtype == F32 else "sdpa")):
-        monkeypatch.setattr(preference, "torch_has_tiles", lambda tiles=tiles: tiles)
+    for name in ("tile", "fp16"):
+        asked = f"_is_amx_{name}_supported"  # older ones have but one
+        monkeypatch.setattr(torch.cpu, asked, lambda has=name in tiles: has, raising=False)
+    preference.torch_has_tiles.cache_clear()
+    for dtype, needed in ((F32, "none"), (BF16, "tile"), (F16, "fp16")):
+        args = (*(x.to(dtype) for x in operands((1, 8, 256, 77, 40))[:3]), None, 1.0, False)
+        chosen = "sdpa" if needed in tiles else "cpu"
         assert dispatch.select("attention", args).name == chosen
+    preference.torch_has_tiles.cache_clear()
 
 
 def test_a_backend_that_leaves_a_call_takes_it_where_no_other_can(monkeypatch):

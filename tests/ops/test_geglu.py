@@ -95,7 +95,7 @@ def test_strides(backend_name: str) -> None:
 def test_large_results_are_those_of_pieces(
     columns: int, first: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They go past the caches, where whole lines of them are written, and small ones do not."""
+    """They may go past the caches, where whole lines of them are written, and small ones do not."""
     monkeypatch.setenv("UDP_FAST_BACKEND", "cpu")
     rows = 2100  # 10 MB and twice as many
     x = torch.randn(rows * 2 * columns + first)[first:].view(rows, 2 * columns).requires_grad_()

@@ -7,7 +7,7 @@ take a call only where that is justified:
 - On a GPU, for the backward with respect to q alone, which computes three of the five products and
   keeps nothing but q, k and v; no other library offers it.
 - On the CPU, where ours were measured to be faster. `MEASURED` is the rule: a call whose row is
-  missing goes to torch.
+  missing goes to torch, and so does one of a dtype that torch multiplies in AMX's tiles.
 """
 
 from __future__ import annotations
@@ -87,11 +87,12 @@ MEASURED = (
 )
 
 
-@lru_cache(maxsize=1)
-def torch_has_tiles() -> bool:
-    """Whether torch multiplies matrices of 16 bits in AMX's tiles here, beside which our kernels were never
-    measured; their products are float32's."""
-    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)
+@lru_cache(maxsize=4)
+def torch_has_tiles(dtype: torch.dtype) -> bool:
+    """Whether torch multiplies matrices of this dtype in AMX's tiles here, beside which our kernels were
+    never measured; their products are float32's."""
+    names = {BF16: "_is_amx_tile_supported", F16: "_is_amx_fp16_supported"}
+    asked = getattr(torch.cpu, names.get(dtype, ""), None)
     return asked is not None and bool(asked())
 
 
@@ -123,7 +124,7 @@ def _on_cpu(op: str, args: tuple[Any, ...]) -> Measured | None:
     ours = backend("cpu")
     if ours.missing:
         return None
-    if args[0].dtype != F32 and torch_has_tiles():
+    if torch_has_tiles(args[0].dtype):
         return None
     q, k = args[:2] if op == FORWARD else args[1:3]
     kind = (op, _gradients(op, args), ours.variant(), q.dtype)
