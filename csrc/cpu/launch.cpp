@@ -98,10 +98,14 @@ void set_levels(const Schedule& s, int64_t images, std::vector<float>& signal,
     }
 }
 
+bool worth_streaming(int64_t bytes) {
+    return bytes > last_cache() / 4;
+}
+
 }  // namespace
 
 bool worth_streaming(const Shape& shape, const Operand& out) {
-    return shape.images * shape.channels * shape.pixels * size_of(out.type) > last_cache() / 4;
+    return worth_streaming(shape.images * shape.channels * shape.pixels * size_of(out.type));
 }
 
 void pgd_step(PgdStep args, Shape shape, PerImage<float> alpha, PerImage<float> eps, Step step,
@@ -303,10 +307,11 @@ void conv3x3(Conv3x3 args, int threads) {
 }
 
 void geglu(Geglu args, int threads) {
-    const bool backward = args.grad != nullptr, aligned = args.columns % 16 == 0;
-    const int64_t bytes = args.rows * args.columns * (backward ? 2 : 1) * sizeof(float);
-    args.stream =
-        bytes > last_cache() / 4 && aligned && reinterpret_cast<uintptr_t>(args.y) % 64 == 0;
+    const bool backward = args.grad != nullptr;
+    const bool whole_lines =
+        args.columns % 16 == 0 && reinterpret_cast<uintptr_t>(args.y) % 64 == 0;
+    const int64_t floats = args.rows * args.columns * (backward ? 2 : 1);
+    args.stream = whole_lines && worth_streaming(floats * int64_t{sizeof(float)});
     const auto kernel = backward ? kernels().geglu_backward : kernels().geglu;
     const int64_t grain = args.columns < kChunk ? kChunk / (args.columns + 1) + 1 : 1;
     parallel_for(args.rows, grain, threads, [&](int64_t row) { kernel(args, row); });
